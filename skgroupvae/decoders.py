@@ -1,0 +1,137 @@
+"""Decoders p(x given u, v): a network, a linear mixed model, or the user's own formula.
+
+Each decoder gives the mean of a row in standardised units; the noise is normal, independent by column, its
+standard deviation a parameter of the decoder. A new decoder is one subclass of :class:`Decoder` and one line
+in ``DECODERS`` (``validation.py``).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Normal
+
+from skgroupvae.nn import linear, mlp, normal_from
+
+__all__ = ["Decoder", "FormulaDecoder", "LinearDecoder", "MLPDecoder"]
+
+
+class Decoder(nn.Module, ABC):
+    """Base class: normal noise around a mean that the subclass computes.
+
+    Parameters
+    ----------
+    n_features : int
+        Number D of columns.
+    n_instance_codes : int
+        Number V of instance codes.
+    """
+
+    def __init__(self, n_features: int, n_instance_codes: int) -> None:
+        super().__init__()
+        self.n_features = n_features
+        self.n_instance_codes = n_instance_codes
+        # The scale starts at the spread of the whole table: from a narrow start the fit does not recover.
+        self.log_noise = nn.Parameter(torch.zeros(n_features))
+
+    @abstractmethod
+    def mean(self, u: Tensor, v: Tensor) -> Tensor:
+        """Mean of x: (*, U), (*, V) -> (*, D), in standardised units."""
+
+    def forward(self, u: Tensor, v: Tensor) -> Normal:
+        """p(x given u, v), independent by column."""
+        mean = self.mean(u, v)
+        return normal_from(mean, self.log_noise.expand_as(mean))
+
+    def fix_noise(self, noise: Tensor) -> None:
+        """Set the noise standard deviation (D,), in standardised units, and stop learning it."""
+        self.log_noise = nn.Parameter(noise.log(), requires_grad=False)
+
+    def linearize(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Best straight line in v through the decoder at v = -1, +1: the mean as ``centre + slope v``.
+
+        Parameters
+        ----------
+        u : Tensor of shape (G, U)
+            Group codes.
+
+        Returns
+        -------
+        centre : Tensor of shape (G, D)
+        slope : Tensor of shape (G, D, V)
+        """
+        n_groups, n_codes = u.shape[0], self.n_instance_codes
+        axes = torch.eye(n_codes, dtype=u.dtype, device=u.device)
+        points = torch.cat([axes, -axes])[:, None].expand(-1, n_groups, -1)
+        means = self.mean(u.expand(2 * n_codes, -1, -1), points)
+        up, down = means[:n_codes], means[n_codes:]
+        return means.mean(0), 0.5 * (up - down).permute(1, 2, 0)
+
+
+class MLPDecoder(Decoder):
+    """Mean by a multilayer perceptron on (u, v)."""
+
+    def __init__(
+        self,
+        n_features: int,
+        n_group_codes: int,
+        n_instance_codes: int,
+        hidden: Sequence[int],
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(n_features, n_instance_codes)
+        self.network = mlp(n_group_codes + n_instance_codes, hidden, n_features, generator)
+
+    def mean(self, u: Tensor, v: Tensor) -> Tensor:
+        return self.network(torch.cat([u, v], dim=-1))
+
+
+class LinearDecoder(Decoder):
+    """Mean linear in both codes, ``b + W_u u + W_v v``: a linear mixed model (grouped factor analysis)."""
+
+    def __init__(
+        self, n_features: int, n_group_codes: int, n_instance_codes: int, generator: torch.Generator
+    ) -> None:
+        super().__init__(n_features, n_instance_codes)
+        self.group_loadings = linear(n_group_codes, n_features, generator)
+        self.instance_loadings = nn.Linear(n_instance_codes, n_features, bias=False)
+        self.instance_loadings.weight = linear(n_instance_codes, n_features, generator).weight
+
+    def mean(self, u: Tensor, v: Tensor) -> Tensor:
+        return self.group_loadings(u) + self.instance_loadings(v)
+
+
+class FormulaDecoder(Decoder):
+    """Mean by the user's own formula, a callable or Module taking (u, v) in the units of X.
+
+    Parameters
+    ----------
+    formula : callable
+        Maps u (*, U) and v (*, V) to the mean of a row, (*, D). A Module's parameters are learned.
+    n_features, n_instance_codes : int
+        Numbers D of columns and V of instance codes.
+    centre, scale : Tensor of shape (D,)
+        What standardised each column of X.
+    """
+
+    centre: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        formula: Callable[[Tensor, Tensor], Tensor],
+        n_features: int,
+        n_instance_codes: int,
+        centre: Tensor,
+        scale: Tensor,
+    ) -> None:
+        super().__init__(n_features, n_instance_codes)
+        self.formula = formula
+        self.register_buffer("centre", centre)
+        self.register_buffer("scale", scale)
+
+    def mean(self, u: Tensor, v: Tensor) -> Tensor:
+        return (self.formula(u, v) - self.centre) / self.scale

@@ -1,0 +1,252 @@
+"""Group encoders q(u given the rows of a group) and instance encoders q(v given a row).
+
+A group encoder turns each row into evidence, adds the evidence up over the group, and reads the posterior
+from the sum. So the rows of a group may come in any order and in any number, and new rows update a code
+without the old ones. A new encoder is one subclass and one line in a registry (``validation.py``).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Normal
+from torch.nn.functional import softplus
+
+from skgroupvae.decoders import Decoder
+from skgroupvae.groups import Segments
+from skgroupvae.nn import mlp, normal_from
+
+__all__ = [
+    "AverageEncoder",
+    "ConditionalEncoder",
+    "ConditionalNetworkEncoder",
+    "DeepSetsEncoder",
+    "GroupEncoder",
+    "InstanceEncoder",
+    "ProductEncoder",
+    "UnconditionalEncoder",
+    "linearized_posterior",
+]
+
+
+class GroupEncoder(nn.Module, ABC):
+    """Base class: q(u given the rows of a group), from evidence that adds up over rows."""
+
+    @abstractmethod
+    def evidence(self, x: Tensor) -> Tensor:
+        """Evidence of each row: (N, D) -> (N, E)."""
+
+    @abstractmethod
+    def posterior(self, evidence: Tensor, sizes: Tensor) -> Normal:
+        """q(u) from the evidence summed by group (G, E) and the group sizes (G,): loc and scale (G, U)."""
+
+    def forward(self, x: Tensor, segments: Segments) -> Normal:
+        """q(u) of each group from its rows: (N, D) -> Normal over (G, U)."""
+        return self.posterior(segments.sum(self.evidence(x)), segments.sizes)
+
+
+class DeepSetsEncoder(GroupEncoder):
+    """Deep Sets (Zaheer et al. 2017): E_B(mean over rows of E_A(x)), as in section 4 of the CxVAE paper.
+
+    E_A is a network together with x and x² themselves, so that the group's mean, spread and size reach E_B
+    as they are: they are most of what a group tells, and a network need not learn to square.
+    """
+
+    def __init__(
+        self, n_features: int, n_group_codes: int, hidden: Sequence[int], generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.n_features = n_features
+        self.row_network = mlp(n_features, hidden, None, generator)
+        n_summaries = hidden[-1] + 2 * n_features + 1
+        self.group_network = mlp(n_summaries, hidden, 2 * n_group_codes, generator)
+
+    def evidence(self, x: Tensor) -> Tensor:
+        return torch.cat([x, x.square(), self.row_network(x)], dim=-1)
+
+    def posterior(self, evidence: Tensor, sizes: Tensor) -> Normal:
+        sizes = sizes[:, None]
+        mean, square, learned = (evidence / sizes).split(
+            [self.n_features, self.n_features, evidence.shape[1] - 2 * self.n_features], dim=-1
+        )
+        # One pseudo-row at the spread of the whole table keeps the log finite for a group of one row.
+        variance = ((square - mean.square()).clamp(min=0.0) * sizes + 1.0) / (sizes + 1.0)
+        summaries = torch.cat([mean, variance.log(), learned, sizes.log()], dim=-1)
+        weights_dtype = self.group_network[0].weight.dtype
+        loc, log_scale = self.group_network(summaries.to(weights_dtype)).chunk(2, dim=-1)
+        # A posterior narrows with the root of the number of rows; the network learns what departs from it.
+        return normal_from(loc, log_scale - 0.5 * torch.log1p(sizes).to(weights_dtype))
+
+
+class AverageEncoder(GroupEncoder):
+    """Average of the rows' normals (Hosoya 2019): mean of their means and mean of their variances."""
+
+    def __init__(
+        self, n_features: int, n_group_codes: int, hidden: Sequence[int], generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.row_network = mlp(n_features, hidden, 2 * n_group_codes, generator)
+
+    def evidence(self, x: Tensor) -> Tensor:
+        loc, log_scale = self.row_network(x).chunk(2, dim=-1)
+        row = normal_from(loc, log_scale)
+        return torch.cat([row.loc, row.scale.square()], dim=-1)
+
+    def posterior(self, evidence: Tensor, sizes: Tensor) -> Normal:
+        loc, variance = (evidence / sizes[:, None]).chunk(2, dim=-1)
+        return normal_from(loc, 0.5 * variance.log())
+
+
+class ProductEncoder(GroupEncoder):
+    """Product of the rows' normals (Bouchacourt et al. 2018): precisions add, means weigh by precision.
+
+    A product of posteriors counts the prior once a row: eq. 1 of the CxVAE paper shows that
+    ``p(u) * prod_k q(u | x_k) / p(u)`` is what should be multiplied. The published form leaves p(u) out, as
+    though it were flat, and with few rows its codes are then too certain and too far from 0.
+
+    Parameters
+    ----------
+    n_features, n_group_codes : int
+        Numbers D of columns and U of group codes.
+    hidden : sequence of int
+        Widths of the hidden layers.
+    generator : torch.Generator
+        Source of the initial weights.
+    include_prior : bool, default=False
+        True gives the corrected product of eq. 1: each row's normal is its likelihood q(u | x_k) / p(u), and
+        the standard normal p(u) is multiplied in once.
+    """
+
+    def __init__(
+        self,
+        n_features: int,
+        n_group_codes: int,
+        hidden: Sequence[int],
+        generator: torch.Generator,
+        *,
+        include_prior: bool = False,
+    ) -> None:
+        super().__init__()
+        self.prior_precision = 1.0 if include_prior else 0.0
+        self.row_network = mlp(n_features, hidden, 2 * n_group_codes, generator)
+
+    def evidence(self, x: Tensor) -> Tensor:
+        loc, raw = self.row_network(x).chunk(2, dim=-1)
+        precision = softplus(raw) + 1e-6
+        return torch.cat([precision * loc, precision], dim=-1)
+
+    def posterior(self, evidence: Tensor, sizes: Tensor) -> Normal:
+        weighted, precision = evidence.chunk(2, dim=-1)
+        precision = precision + self.prior_precision
+        return normal_from(weighted / precision, -0.5 * precision.log())
+
+
+class InstanceEncoder(nn.Module, ABC):
+    """Base class: q(v given a row and its group's u)."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, u: Tensor, segments: Segments, decoder: Decoder) -> Normal:
+        """q(v) of each row: x (N, D) and u (G, U) -> Normal over (N, V)."""
+
+
+class UnconditionalEncoder(InstanceEncoder):
+    """q(v given x), blind to the group: the encoder of ML-VAE and GVAE."""
+
+    def __init__(
+        self,
+        n_features: int,
+        n_group_codes: int,
+        n_instance_codes: int,
+        hidden: Sequence[int],
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.network = mlp(n_features, hidden, 2 * n_instance_codes, generator)
+
+    def forward(self, x: Tensor, u: Tensor, segments: Segments, decoder: Decoder) -> Normal:
+        loc, log_scale = self.network(x).chunk(2, dim=-1)
+        return normal_from(loc, log_scale)
+
+
+class ConditionalNetworkEncoder(InstanceEncoder):
+    """q(v given x, u) by a network on x and u side by side, exactly as section 4 of the CxVAE paper has it."""
+
+    def __init__(
+        self,
+        n_features: int,
+        n_group_codes: int,
+        n_instance_codes: int,
+        hidden: Sequence[int],
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.network = mlp(n_features + n_group_codes, hidden, 2 * n_instance_codes, generator)
+
+    def forward(self, x: Tensor, u: Tensor, segments: Segments, decoder: Decoder) -> Normal:
+        loc, log_scale = self.network(torch.cat([x, segments.expand(u)], dim=-1)).chunk(2, dim=-1)
+        return normal_from(loc, log_scale)
+
+
+class ConditionalEncoder(InstanceEncoder):
+    """q(v given x, u): the linearised decoder's own posterior, and a learned correction to it.
+
+    Where the decoder is a straight line in v, the start is already the exact posterior (Bayes' rule for a
+    linear model) and it follows the decoder and its noise at every step of the fit. A network on x, u and
+    the start alone, as in the paper, must chase them, which takes very long when the noise is small. The
+    correction starts at zero and learns what the straight line misses.
+    """
+
+    def __init__(
+        self,
+        n_features: int,
+        n_group_codes: int,
+        n_instance_codes: int,
+        hidden: Sequence[int],
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        n_inputs = n_features + n_group_codes + n_instance_codes
+        self.network = mlp(n_inputs, hidden, 2 * n_instance_codes, generator, zero_last=True)
+
+    def forward(self, x: Tensor, u: Tensor, segments: Segments, decoder: Decoder) -> Normal:
+        start = linearized_posterior(x, u, segments, decoder)
+        inputs = torch.cat([x, segments.expand(u), start.loc], dim=-1)
+        shift, log_stretch = self.network(inputs).chunk(2, dim=-1)
+        return normal_from(start.loc + start.scale * shift, start.scale.log() + log_stretch)
+
+
+def linearized_posterior(x: Tensor, u: Tensor, segments: Segments, decoder: Decoder) -> Normal:
+    """Posterior of v under the decoder's straight line in v, x = c(u) + J(u) v + noise.
+
+    The means are exact for a decoder linear in v. The scales are those of the best normal with independent
+    components, ``1 / sqrt(diag(precision))``.
+
+    Parameters
+    ----------
+    x : Tensor of shape (N, D)
+        Rows.
+    u : Tensor of shape (G, U)
+        Group codes.
+    segments : Segments
+        The group of each row.
+    decoder : Decoder
+        Gives c, J and the noise.
+
+    Returns
+    -------
+    posterior : Normal over (N, V)
+    """
+    centre, slope = decoder.linearize(u)
+    weighted = (slope * torch.exp(-2.0 * decoder.log_noise)[:, None]).mT
+    precision = weighted @ slope + torch.eye(slope.shape[-1], dtype=x.dtype, device=x.device)
+    if precision.shape[-1] == 1:
+        gain = weighted / precision
+    else:
+        gain = torch.cholesky_solve(weighted, torch.linalg.cholesky(precision))
+    residual = x - segments.expand(centre)
+    loc = (segments.expand(gain) * residual[:, None, :]).sum(-1)
+    log_scale = -0.5 * precision.diagonal(dim1=-2, dim2=-1).log()
+    return Normal(loc, segments.expand(log_scale.exp()), validate_args=False)
