@@ -2,7 +2,7 @@
 
 Each decoder gives the mean of a row in standardised units; the noise is normal, independent by column, its
 standard deviation a parameter of the decoder. A new decoder is one subclass of :class:`Decoder` and one line
-in ``DECODERS`` (``validation.py``).
+in ``DECODERS`` (``building.py``).
 """
 
 from __future__ import annotations
@@ -93,7 +93,12 @@ class LinearDecoder(Decoder):
     """Mean linear in both codes, ``b + W_u u + W_v v``: a linear mixed model (grouped factor analysis)."""
 
     def __init__(
-        self, n_features: int, n_group_codes: int, n_instance_codes: int, generator: torch.Generator
+        self,
+        n_features: int,
+        n_group_codes: int,
+        n_instance_codes: int,
+        hidden: Sequence[int],
+        generator: torch.Generator,
     ) -> None:
         super().__init__(n_features, n_instance_codes)
         self.group_loadings = linear(n_group_codes, n_features, generator)
@@ -134,4 +139,32 @@ class FormulaDecoder(Decoder):
         self.register_buffer("scale", scale)
 
     def mean(self, u: Tensor, v: Tensor) -> Tensor:
-        return (self.formula(u, v) - self.centre) / self.scale
+        # The formula always sees two-dimensional codes, so that u[:, 0] and u[..., 0] both work.
+        leading = v.shape[:-1]
+        value = self.formula(u.reshape(-1, u.shape[-1]), v.reshape(-1, v.shape[-1]))
+        return ((value - self.centre) / self.scale).reshape(*leading, self.n_features)
+
+    def check(self, n_group_codes: int) -> None:
+        """Call the formula once on three rows of zeros.
+
+        Raises
+        ------
+        ValueError
+            If it fails or returns anything but a tensor of shape (3, D).
+        """
+        expected = (3, self.n_features)
+        arguments = f"u of shape (3, {n_group_codes}) and v of shape (3, {self.n_instance_codes})"
+        try:
+            with torch.no_grad():
+                value = self.formula(torch.zeros(3, n_group_codes), torch.zeros(3, self.n_instance_codes))
+        except Exception as error:
+            raise ValueError(
+                f"decoder raised {type(error).__name__} on {arguments}: {error}; it must map these tensors to "
+                f"one of shape {expected}"
+            ) from error
+        if not isinstance(value, Tensor) or tuple(value.shape) != expected:
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"decoder returned {got} for {arguments}; it must return a tensor of shape {expected}, "
+                "one column a column of X"
+            )

@@ -2,7 +2,7 @@
 
 A group encoder turns each row into evidence, adds the evidence up over the group, and reads the posterior
 from the sum. So the rows of a group may come in any order and in any number, and new rows update a code
-without the old ones. A new encoder is one subclass and one line in a registry (``validation.py``).
+without the old ones. A new encoder is one subclass and one line in a registry (``building.py``).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ __all__ = [
     "GroupEncoder",
     "InstanceEncoder",
     "ProductEncoder",
+    "ProductWithPriorEncoder",
     "UnconditionalEncoder",
     "linearized_posterior",
 ]
@@ -107,30 +108,15 @@ class ProductEncoder(GroupEncoder):
     ``p(u) * prod_k q(u | x_k) / p(u)`` is what should be multiplied. The published form leaves p(u) out, as
     though it were flat, and with few rows its codes are then too certain and too far from 0.
 
-    Parameters
-    ----------
-    n_features, n_group_codes : int
-        Numbers D of columns and U of group codes.
-    hidden : sequence of int
-        Widths of the hidden layers.
-    generator : torch.Generator
-        Source of the initial weights.
-    include_prior : bool, default=False
-        True gives the corrected product of eq. 1: each row's normal is its likelihood q(u | x_k) / p(u), and
-        the standard normal p(u) is multiplied in once.
+    :class:`ProductWithPriorEncoder` puts it back.
     """
 
+    prior_precision = 0.0
+
     def __init__(
-        self,
-        n_features: int,
-        n_group_codes: int,
-        hidden: Sequence[int],
-        generator: torch.Generator,
-        *,
-        include_prior: bool = False,
+        self, n_features: int, n_group_codes: int, hidden: Sequence[int], generator: torch.Generator
     ) -> None:
         super().__init__()
-        self.prior_precision = 1.0 if include_prior else 0.0
         self.row_network = mlp(n_features, hidden, 2 * n_group_codes, generator)
 
     def evidence(self, x: Tensor) -> Tensor:
@@ -142,6 +128,16 @@ class ProductEncoder(GroupEncoder):
         weighted, precision = evidence.chunk(2, dim=-1)
         precision = precision + self.prior_precision
         return normal_from(weighted / precision, -0.5 * precision.log())
+
+
+class ProductWithPriorEncoder(ProductEncoder):
+    """Product of normals with the prior of eq. 1 put back.
+
+    Each row's normal stands for its likelihood, q(u | x_k) / p(u), and the standard normal p(u) is multiplied
+    in once, so a group without evidence has the prior for its posterior.
+    """
+
+    prior_precision = 1.0
 
 
 class InstanceEncoder(nn.Module, ABC):

@@ -80,26 +80,30 @@ class GroupIndex:
     starts: NDArray[np.intp]
 
     @classmethod
-    def from_labels(cls, labels: Sequence[Hashable] | NDArray | pd.Series) -> GroupIndex:
-        """Index one-dimensional labels of any hashable kind; missing ones get code -1 from pandas."""
+    def from_labels(
+        cls, labels: Sequence[Hashable] | NDArray | pd.Series, X: NDArray | None = None
+    ) -> GroupIndex:
+        """Index one-dimensional labels of any hashable kind, none of them missing.
+
+        With the rows `X` (N, D), the rows of a group are ordered by their values, whatever order they came
+        in: sums and random draws then do not depend on the caller's order, to the last bit.
+        """
         codes, distinct = pd.factorize(as_label_array(labels))
         # An Index of tuples would become a MultiIndex, whose entries no longer look up as one label.
-        index = pd.Index(distinct, tupleize_cols=False)
-        if isinstance(index, pd.CategoricalIndex):
-            index = index.remove_unused_categories()
-        return cls.from_codes(codes, index)
-
-    @classmethod
-    def from_codes(cls, codes: NDArray[np.intp], labels: pd.Index) -> GroupIndex:
-        """Index rows whose codes into `labels` are known."""
-        sizes = np.bincount(codes[codes >= 0], minlength=len(labels))
-        order = np.argsort(codes, kind="stable")
+        index = pd.Index(np.asarray(distinct), tupleize_cols=False)
+        sizes = np.bincount(codes, minlength=len(index))
         starts = np.concatenate([[0], np.cumsum(sizes)])
-        return cls(labels, codes, sizes, order, starts)
+        order = np.argsort(codes, kind="stable") if X is None else np.lexsort((_row_keys(X), codes))
+        return cls(index, codes, sizes, order, starts)
 
     @property
     def n_groups(self) -> int:
         return len(self.labels)
+
+    def by_content(self, X: NDArray) -> NDArray[np.intp]:
+        """Positions of the groups ordered by their rows' values, whatever their labels or first appearance."""
+        keys = _row_keys(X)[self.order]
+        return np.lexsort((np.add.reduceat(keys, self.starts[:-1]), self.sizes))
 
     def rows_of(self, group_positions: NDArray[np.intp]) -> tuple[NDArray[np.intp], Segments]:
         """Rows of whole groups, concatenated, and the segments that tell them apart."""
@@ -118,6 +122,12 @@ def as_label_array(labels: Sequence[Hashable] | NDArray | pd.Series) -> NDArray 
     array = np.empty(len(labels), dtype=object)
     array[:] = labels
     return array
+
+
+def _row_keys(X: NDArray) -> NDArray[np.float64]:
+    """One number a row by which rows can be ordered; rows that differ have different ones, but for chance."""
+    weights = np.cos(np.arange(1, X.shape[1] + 1))
+    return (np.asarray(X, dtype=np.float64) * weights).sum(axis=1)
 
 
 def iter_group_batches(

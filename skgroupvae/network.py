@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Normal
 
 from skgroupvae.decoders import Decoder
 from skgroupvae.encoders import GroupEncoder, InstanceEncoder
 from skgroupvae.groups import Segments
-from skgroupvae.nn import draw, kl_to_standard_normal
+from skgroupvae.nn import draw, kl_to_standard_normal, log_prior_ratio
 from skgroupvae.regularizers import Regularizer
 
 __all__ = ["ElboTerms", "GroupVAENetwork"]
@@ -70,3 +71,40 @@ class GroupVAENetwork(nn.Module):
         log_px = self.decoder(segments.expand(u), v).log_prob(x).sum(-1)
         by_group = segments.sum(torch.stack([log_px, kl_to_standard_normal(q_v)], dim=-1))
         return ElboTerms(by_group[:, 0], kl_to_standard_normal(q_u), by_group[:, 1], v)
+
+    def importance_weighted(
+        self, x: Tensor, segments: Segments, n_samples: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """log p(x_i given u, v) at draws of the codes, and the draws' log importance weights.
+
+        The gradient of the importance-weighted bound for the decoder is that of the first, weighted by the
+        softmax of the second over the draws (Burda et al. 2016).
+
+        Parameters
+        ----------
+        x, segments, generator
+            As in :meth:`elbo`.
+        n_samples : int
+            Number S of draws of the codes of each group.
+
+        Returns
+        -------
+        log_px : Tensor of shape (S, G)
+            log p(x_i given u, v) at each draw, in nats; its gradient reaches the decoder only.
+        log_weights : Tensor of shape (S, G)
+            log p(x_i, u, v) - log q(u, v given x_i), without gradient.
+        """
+        n_groups = segments.n_groups
+        shift = n_groups * torch.arange(n_samples, device=x.device)[:, None]
+        copies = Segments((segments.codes + shift).reshape(-1), segments.sizes.repeat(n_samples))
+        rows = x.repeat(n_samples, 1)
+        with torch.no_grad():
+            q_u = self.group_encoder(x, segments)
+            q_u = Normal(q_u.loc.repeat(n_samples, 1), q_u.scale.repeat(n_samples, 1), validate_args=False)
+            u = draw(q_u, generator)
+            q_v = self.instance_encoder(rows, u, copies, self.decoder)
+            v = draw(q_v, generator)
+            log_ratio = log_prior_ratio(u, q_u) + copies.sum(log_prior_ratio(v, q_v))
+        log_px = copies.sum(self.decoder(copies.expand(u), v).log_prob(rows).sum(-1))
+        log_weights = (log_px.detach() + log_ratio).reshape(n_samples, n_groups)
+        return log_px.reshape(n_samples, n_groups), log_weights

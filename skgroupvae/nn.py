@@ -6,13 +6,14 @@ comes from a generator that the caller passes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-__all__ = ["draw", "kl_to_standard_normal", "mlp", "normal_from", "standard_normal_like"]
+__all__ = ["draw", "kl_to_standard_normal", "linear", "log_prior_ratio", "mlp", "normal_from"]
 
 # exp(-9) is one part in 8,000 of a standard deviation: a posterior that narrow is a point.
 _MIN_LOG_SCALE, _MAX_LOG_SCALE = -9.0, 4.0
@@ -59,18 +60,22 @@ def normal_from(loc: Tensor, log_scale: Tensor) -> Normal:
     return Normal(loc, log_scale.clamp(_MIN_LOG_SCALE, _MAX_LOG_SCALE).exp(), validate_args=False)
 
 
-def standard_normal_like(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal draws in the shape of `like`; drawn on the CPU, so equal on every device."""
-    noise = torch.randn(like.shape, generator=generator, dtype=like.dtype)
-    return noise.to(like.device)
-
-
 def draw(normal: Normal, generator: torch.Generator) -> Tensor:
-    """One reparameterised draw (gradients flow to loc and scale)."""
-    return normal.loc + normal.scale * standard_normal_like(normal.loc, generator)
+    """One reparameterised draw (gradients flow to loc and scale).
+
+    The noise is drawn on the CPU, so that a fit takes the same draws on every device.
+    """
+    noise = torch.randn(normal.loc.shape, generator=generator, dtype=normal.loc.dtype)
+    return normal.loc + normal.scale * noise.to(normal.loc.device)
 
 
 def kl_to_standard_normal(normal: Normal) -> Tensor:
     """KL(q || N(0, I)) in nats, summed over the last dimension: (*, d) -> (*)."""
     variance = normal.scale.square()
     return 0.5 * (normal.loc.square() + variance - 1.0 - variance.log()).sum(-1)
+
+
+def log_prior_ratio(code: Tensor, q: Normal) -> Tensor:
+    """log N(code; 0, I) - log q(code), summed over the last dimension: (*, d) -> (*)."""
+    log_prior = -0.5 * (code.square() + math.log(2.0 * math.pi))
+    return (log_prior - q.log_prob(code)).sum(-1)

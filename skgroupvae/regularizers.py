@@ -2,7 +2,7 @@
 
 Both are Donsker-Varadhan bounds (Belghazi et al. 2018), ``max_T E_joint[T] - log E_product[exp T]``, whose
 critic T is trained in turn with the model. A new regulariser is one subclass and one line in a registry
-(``validation.py``).
+(``building.py``).
 """
 
 from __future__ import annotations

@@ -1,0 +1,547 @@
+"""GroupVAE: the estimator of the group variational autoencoder family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from numbers import Integral, Real
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted
+from torch import nn
+
+from skgroupvae import inference
+from skgroupvae.base import GroupedEstimator
+from skgroupvae.building import DECODERS, GROUP_ENCODERS, INSTANCE_ENCODERS, REGULARIZERS
+from skgroupvae.groups import as_label_array
+from skgroupvae.validation import check_labels_by_row, check_table, split_group_column
+
+__all__ = ["GroupVAE"]
+
+# A fixed seed makes score a function of the fitted model and the data, as scikit-learn expects.
+_SCORE_SEED = 0
+
+
+class GroupVAE(TransformerMixin, GroupedEstimator, auto_wrap_output_keys=None):
+    r"""Group variational autoencoder: what the rows of a group share, apart from what is each row's own.
+
+    The model of a group's rows (section 2 of the CxVAE paper) is
+
+    .. math:: p(x_i) = \int p(u) \prod_k \int p(v_k)\, p(x_{ik} \mid u, v_k)\, dv_k\, du
+
+    with standard normal group code u and instance codes v. Three choices give every model of the family;
+    :data:`skgroupvae.PUBLISHED_MODELS` names the published ones and the defaults are CxVAE.
+
+    Parameters
+    ----------
+    n_group_codes : int, default=2
+        Dimension U of the group code.
+    n_instance_codes : int or None, default=None
+        Dimension V of the instance code. None takes one a column of X, at most 10.
+    group_encoder : {"deepsets", "average", "product", "product_with_prior"}, factory or Module, \
+            default="deepsets"
+        How the rows of a group become q(u): a Deep Sets network (CxVAE), the average of the rows' normals
+        (Hosoya 2019), their product (Bouchacourt et al. 2018), or the product with the prior that eq. 1 of
+        the paper finds missing. A factory is called with the arguments of a class of
+        :data:`skgroupvae.building.GROUP_ENCODERS`; a Module is copied.
+    instance_encoder : {"conditional", "conditional_network", "unconditional"}, factory or Module, \
+            default="conditional"
+        q(v given x, u) or q(v given x). "conditional" starts from the posterior of the linearised decoder and
+        learns a correction; "conditional_network" is the paper's network on x and u side by side.
+    regularizer : {"context", "instance"}, factory, Module or None, default="context"
+        Adversarial bound on the mutual information between a row's v and all other rows of its group (eq. 3),
+        or one other row (eq. 2, Németh 2020).
+    regularizer_weight : float, default=1.0
+        What one nat of that information costs, in nats of a row's ELBO.
+    decoder : {"mlp", "linear"}, callable, Module or factory-made Decoder, default="mlp"
+        The mean of x given u and v: a network, a linear mixed model, or your own formula: a callable on
+        torch tensors u (n, U) and v (n, V) that returns (n, D) in the units of X. A Module's parameters are
+        learned.
+    noise_scale : float, array-like of shape (n_features,) or None, default=None
+        Standard deviation of the noise around the decoder's mean, in the units of X. None learns one a
+        column.
+    hidden_sizes : tuple of int, default=(32, 32)
+        Widths of the hidden layers of every network.
+    max_epochs : int or "auto", default="auto"
+        Passes over the groups. "auto" is about 1,500 steps in all: 12 epochs for 32,768 groups, 167 for 65.
+    batch_size : int or "auto", default="auto"
+        Groups a step (fewer where they hold more than 65,536 rows). "auto" is an eighth of the groups, at
+        least 1 and at most 256.
+    learning_rate : float, default=0.01
+        Peak rate of Adam on a one-cycle schedule.
+    n_decoder_samples : int, default=10
+        Draws of the codes for the decoder's importance-weighted gradient; 1 learns it by the ELBO, which
+        biases its noise upwards.
+    early_stopping : bool, default=False
+        Hold out whole groups, stop when their loss no longer improves, and keep the best epoch.
+    validation_fraction : float, default=0.1
+        Share of the groups held out; used with `early_stopping` only.
+    n_iter_no_change : int, default=20
+        Epochs without improvement before an early stop.
+    tol : float, default=1e-4
+        Smallest improvement of the held-out loss that counts, in nats per row.
+    n_importance_samples : int, default=100
+        Draws of the codes for `score` and `score_samples`.
+    group_column : str, int or None, default=None
+        Column of X that holds the group labels, by name or (arrays) by position: the way to pass groups
+        inside a Pipeline or a search without metadata routing.
+    stack_codes : bool, default=False
+        True makes `transform` return one array with the columns u then v, for use inside a Pipeline.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the weights, batches and draws. Pass an int for the same fit at every call.
+    device : {"auto", "cpu", "cuda"} or torch.device, default="auto"
+        Where to compute; "auto" is CUDA where there is one.
+    verbose : bool or "auto", default="auto"
+        Progress bar; "auto" shows one on long fits in a terminal or notebook if tqdm is installed.
+
+    Attributes
+    ----------
+    group_codes_ : DataFrame of shape (n_groups, U)
+        Posterior mean of u of each group of the fit, by label, in order of first appearance.
+    group_codes_std_ : DataFrame of shape (n_groups, U)
+        Posterior standard deviation of u.
+    noise_scale_ : ndarray of shape (n_features_in_,)
+        Standard deviation of the noise, in the units of X.
+    history_ : DataFrame
+        One row an epoch, in nats per row of the standardised table: `loss`, `reconstruction`, `kl_u`,
+        `kl_v` (ELBO = reconstruction - kl_u - kl_v) and `mutual_information` (the critic's bound); with
+        early stopping the same for held-out groups with the prefix ``validation_``.
+    n_iter_ : int
+        Epochs done.
+    network_ : Module
+        The fitted network, on standardised columns.
+    n_features_in_ : int
+        Number D of columns, without the group column.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of these columns, where X had names.
+
+    See Also
+    --------
+    sklearn.decomposition.FactorAnalysis : Linear, without groups.
+
+    References
+    ----------
+    Bouchacourt, D., Tomioka, R., Nowozin, S. (2018). Multi-level variational autoencoder. AAAI.
+
+    Hosoya, H. (2019). Group-based learning of disentangled representations. IJCAI.
+
+    Németh, J. (2020). Adversarial disentanglement with grouped observations. AAAI.
+
+    Examples
+    --------
+    >>> from skgroupvae import GroupVAE
+    >>> from skgroupvae.datasets import make_exam_scores
+    >>> data = make_exam_scores(200, random_state=0)
+    >>> model = GroupVAE(max_epochs=5, random_state=0).fit(data.X, groups=data.groups)
+    >>> u, v = model.transform(data.X, groups=data.groups)
+    >>> u.shape == (len(data.X), 2), v.shape == (len(data.X), 1)
+    (True, True)
+    >>> model.translate(data.X[:3], source_group=0, target_group=7).shape
+    (3, 1)
+    """
+
+    # groups reach every method through scikit-learn's metadata routing with no set_*_request by the user.
+    __metadata_request__fit = {"groups": True}  # noqa: RUF012
+    __metadata_request__transform = {"groups": True}  # noqa: RUF012
+    __metadata_request__score = {"groups": True}  # noqa: RUF012
+
+    _parameter_constraints = {  # noqa: RUF012
+        "n_group_codes": [Interval(Integral, 1, None, closed="left")],
+        "n_instance_codes": [Interval(Integral, 1, None, closed="left"), None],
+        "group_encoder": [StrOptions(set(GROUP_ENCODERS)), callable],
+        "instance_encoder": [StrOptions(set(INSTANCE_ENCODERS)), callable],
+        "regularizer": [StrOptions(set(REGULARIZERS)), callable, None],
+        "regularizer_weight": [Interval(Real, 0, None, closed="left")],
+        "decoder": [StrOptions(set(DECODERS)), callable],
+        "noise_scale": [Interval(Real, 0, None, closed="neither"), "array-like", None],
+        "hidden_sizes": ["array-like"],
+        "max_epochs": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "batch_size": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "n_decoder_samples": [Interval(Integral, 1, None, closed="left")],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "n_importance_samples": [Interval(Integral, 1, None, closed="left")],
+        "group_column": [str, Integral, None],
+        "stack_codes": ["boolean"],
+        "random_state": ["random_state"],
+        "device": [str, torch.device],
+        "verbose": ["boolean", StrOptions({"auto"})],
+    }
+
+    def __init__(
+        self,
+        n_group_codes: int = 2,
+        n_instance_codes: int | None = None,
+        *,
+        group_encoder: str | Callable[..., nn.Module] | nn.Module = "deepsets",
+        instance_encoder: str | Callable[..., nn.Module] | nn.Module = "conditional",
+        regularizer: str | Callable[..., nn.Module] | nn.Module | None = "context",
+        regularizer_weight: float = 1.0,
+        decoder: str | Callable[..., Any] = "mlp",
+        noise_scale: float | ArrayLike | None = None,
+        hidden_sizes: Sequence[int] = (32, 32),
+        max_epochs: int | str = "auto",
+        batch_size: int | str = "auto",
+        learning_rate: float = 0.01,
+        n_decoder_samples: int = 10,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 20,
+        tol: float = 1e-4,
+        n_importance_samples: int = 100,
+        group_column: Hashable = None,
+        stack_codes: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+        device: str | torch.device = "auto",
+        verbose: bool | str = "auto",
+    ) -> None:
+        self.n_group_codes = n_group_codes
+        self.n_instance_codes = n_instance_codes
+        self.group_encoder = group_encoder
+        self.instance_encoder = instance_encoder
+        self.regularizer = regularizer
+        self.regularizer_weight = regularizer_weight
+        self.decoder = decoder
+        self.noise_scale = noise_scale
+        self.hidden_sizes = hidden_sizes
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.n_decoder_samples = n_decoder_samples
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.tol = tol
+        self.n_importance_samples = n_importance_samples
+        self.group_column = group_column
+        self.stack_codes = stack_codes
+        self.random_state = random_state
+        self.device = device
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: None = None, *, groups: ArrayLike | None = None) -> Self:
+        """Learn the model from the rows of X and their groups.
+
+        Ctrl-C ends the fit early with a warning; the estimator keeps the epochs done so far.
+
+        Parameters
+        ----------
+        X : array-like or DataFrame of shape (n_rows, n_features)
+            Every column is an observation, in any units: columns are standardised inside.
+        y : None
+            Ignored.
+        groups : array-like of shape (n_rows,), optional
+            Group label of each row, of any hashable kind, in any order. With None and no `group_column`
+            every row is a group of its own, with a warning.
+
+        Returns
+        -------
+        self : GroupVAE
+
+        Raises
+        ------
+        ValueError, TypeError
+            If a parameter, the table or the labels cannot be used; the estimator is then as it was.
+        """
+        self._fit(X, groups)
+        return self
+
+    def fit_transform(self, X: Any, y: None = None, *, groups: ArrayLike | None = None) -> Any:
+        """Fit, then transform the same rows in the same groups; see `fit` and `transform`."""
+        return self.fit(X, y, groups=groups).transform(X, groups=groups)
+
+    def transform(self, X: Any, *, groups: ArrayLike | None = None, return_std: bool = False) -> Any:
+        """Posterior means of the codes, inferred from these rows alone.
+
+        Labels only say which rows belong together: known labels do not bring in the rows of the fit.
+
+        Parameters
+        ----------
+        X : array-like or DataFrame of shape (n_rows, n_features)
+            Rows.
+        groups : array-like of shape (n_rows,), optional
+            Group label of each row.
+        return_std : bool, default=False
+            Also return the posterior standard deviations.
+
+        Returns
+        -------
+        u : ndarray or DataFrame of shape (n_rows, U)
+            Group codes, in the order of X: u repeats within a group.
+        v : ndarray or DataFrame of shape (n_rows, V)
+            Instance codes, with u integrated out.
+        u_std, v_std : ndarray or DataFrame
+            Their standard deviations; only with `return_std`.
+
+        With ``stack_codes=True`` u and v come as one array of shape (n_rows, U + V), and with `return_std` a
+        second one follows.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        ValueError
+            If X or groups cannot be used.
+        """
+        x, index = self._read(X, groups)
+        u_mean, u_std = np.empty((2, x.shape[0], self.n_group_codes), dtype=x.dtype)
+        v_mean, v_std = np.empty((2, x.shape[0], self._n_instance_codes), dtype=x.dtype)
+        for where, rows, q_u, segments in self._chunks(x, index):
+            with torch.no_grad():
+                q_v = inference.instance_posterior(self.network_, rows, q_u, segments)
+            u_mean[where], u_std[where] = (segments.expand(p).cpu().numpy() for p in (q_u.loc, q_u.scale))
+            v_mean[where], v_std[where] = q_v.loc.cpu().numpy(), q_v.scale.cpu().numpy()
+        codes = self._wrap(X, u_mean, v_mean)
+        if not return_std:
+            return codes
+        stds = self._wrap(X, u_std, v_std)
+        return (codes, stds) if self.stack_codes else (*codes, *stds)
+
+    def reconstruct(self, X: Any, *, groups: ArrayLike | None = None) -> Any:
+        """Posterior mean of each row without its noise, in the units of X.
+
+        Parameters
+        ----------
+        X : array-like or DataFrame of shape (n_rows, n_features)
+            Rows.
+        groups : array-like of shape (n_rows,), optional
+            Group label of each row.
+
+        Returns
+        -------
+        reconstructed : ndarray or DataFrame of shape (n_rows, n_features)
+            As X came. The expectation is over u and v together; ``inverse_transform(u, v)`` decodes one point.
+        """
+        x, index = self._read(X, groups)
+        values = np.empty(x.shape)
+        for where, rows, q_u, segments in self._chunks(x, index):
+            with torch.no_grad():
+                values[where] = inference.reconstruct(self.network_, rows, q_u, segments).cpu().numpy()
+        return self._like_input(self._in_units(values, x.dtype), X)
+
+    def inverse_transform(self, u: Any, v: Any = None) -> Any:
+        """Decode codes: the mean of a row given u and v, in the units of X.
+
+        Parameters
+        ----------
+        u : array-like or DataFrame of shape (n_rows, U)
+            Group codes, one a row. Without `v`, group and instance codes side by side (n_rows, U + V), as
+            ``stack_codes=True`` returns them.
+        v : array-like or DataFrame of shape (n_rows, V), optional
+            Instance codes.
+
+        Returns
+        -------
+        X : ndarray or DataFrame of shape (n_rows, n_features)
+            A DataFrame if `u` is one.
+
+        Raises
+        ------
+        ValueError
+            If the codes have the wrong number of rows or columns.
+        """
+        check_is_fitted(self)
+        codes = np.asarray(u, dtype=np.float64)
+        if v is not None:
+            v_values = np.asarray(v, dtype=np.float64)
+            if codes.ndim != 2 or v_values.ndim != 2 or len(codes) != len(v_values):
+                raise ValueError(
+                    f"u and v must be two-dimensional with one row each a row of X, got shapes {codes.shape} "
+                    f"and {v_values.shape}"
+                )
+            codes = np.hstack([codes, v_values])
+        n_codes = self.n_group_codes + self._n_instance_codes
+        if codes.ndim != 2 or codes.shape[1] != n_codes:
+            raise ValueError(
+                f"u and v must have {self.n_group_codes} and {self._n_instance_codes} columns, got "
+                f"shape {codes.shape} together; pass what transform returned"
+            )
+        values = self._decode(codes[:, : self.n_group_codes], codes[:, self.n_group_codes :])
+        if not isinstance(u, pd.DataFrame):
+            return values
+        names = getattr(self, "feature_names_in_", [f"x{j}" for j in range(self.n_features_in_)])
+        return pd.DataFrame(values, index=u.index, columns=names)
+
+    def translate(
+        self,
+        X: Any,
+        source_group: Any = None,
+        target_group: Any = None,
+        *,
+        context: tuple[Any, ArrayLike] | None = None,
+    ) -> Any:
+        """The rows of X as they would have been in the target group (section 5.1 of the CxVAE paper).
+
+        Keeps each row's v and swaps its group's u; the value is the posterior mean over both, without noise.
+
+        Parameters
+        ----------
+        X : array-like or DataFrame of shape (n_rows, n_features)
+            Rows.
+        source_group : label or array-like of shape (n_rows,), optional
+            The group of all rows (one label; a tuple is one label), or of each row. A group of the fit uses
+            the evidence stored at fit; a new one is inferred from these rows. None takes the `group_column`.
+        target_group : label or array-like of shape (n_rows,)
+            The group to move all rows to, or each row. A row moved to its own group comes back as
+            `reconstruct` gives it.
+        context : tuple (X, groups), optional
+            More rows and their labels. They add to what is known of the groups of the fit, and are all that
+            is known of a new target group. With a `group_column` the second entry may be None.
+
+        Returns
+        -------
+        translated : ndarray or DataFrame of shape (n_rows, n_features)
+            As X came; a `group_column` holds the target labels.
+
+        Raises
+        ------
+        ValueError
+            If a target group occurs neither in the fit nor in `context`, or there is no source group.
+        """
+        check_is_fitted(self)
+        table, in_column = split_group_column(X, self.group_column, None)
+        x = check_table(self, table, reset=False)
+        source = check_labels_by_row(
+            in_column if source_group is None else source_group, len(x), "source_group"
+        )
+        target = check_labels_by_row(target_group, len(x), "target_group")
+        evidence = self._evidence if context is None else self._evidence.plus(self._read_evidence(*context))
+        evidence = evidence.plus(self._evidence_of_new(x, source))
+        positions = evidence.positions(target)
+        if (positions < 0).any():
+            unknown = list(dict.fromkeys(target[positions < 0]))[:5]
+            raise ValueError(
+                f"target_group {unknown} does not occur in the fit; pass rows of it as context=(X, groups)"
+            )
+        values = self._translate(x, source, evidence, positions)
+        return self._like_input(self._in_units(values, x.dtype), X, target)
+
+    def sample(
+        self,
+        n_groups: int = 1,
+        group_size: int = 1,
+        *,
+        groups: ArrayLike | None = None,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> tuple[NDArray, NDArray]:
+        """Draw rows from the fitted model, noise included.
+
+        Parameters
+        ----------
+        n_groups : int, default=1
+            Number of new groups, with u from its prior; ignored if `groups` is given.
+        group_size : int, default=1
+            Rows to draw in each group.
+        groups : array-like of labels, optional
+            Groups of the fit to draw more rows of, with u from its posterior.
+        random_state : int, RandomState instance or None, default=None
+            Pass an int for the same draw at every call.
+
+        Returns
+        -------
+        X : ndarray of shape (n_groups * group_size, n_features)
+            In the units of the fitted table.
+        labels : ndarray of shape (n_groups * group_size,)
+            0, 1, ... for new groups, else the labels given.
+        """
+        check_is_fitted(self)
+        rng = check_random_state(random_state)
+        if groups is None:
+            labels = np.arange(n_groups)
+            u = rng.standard_normal((n_groups, self.n_group_codes))
+        else:
+            labels = np.asarray(as_label_array(groups))
+            positions = self._evidence.positions(pd.Index(labels, tupleize_cols=False))
+            if (positions < 0).any():
+                raise ValueError(
+                    f"groups has labels that do not occur in the fit, such as {labels[positions < 0][0]!r}; "
+                    "use labels of group_codes_"
+                )
+            mean, std = self.group_codes_.to_numpy()[positions], self.group_codes_std_.to_numpy()[positions]
+            u = mean + std * rng.standard_normal(mean.shape)
+        u = np.repeat(u, group_size, axis=0)
+        means = self._decode(u, rng.standard_normal((len(u), self._n_instance_codes)))
+        return means + self.noise_scale_ * rng.standard_normal(means.shape), np.repeat(labels, group_size)
+
+    def score_samples(self, X: Any, *, groups: ArrayLike | None = None) -> NDArray[np.float64]:
+        """Log-likelihood of each row: its share of the importance-weighted bound on its group's.
+
+        Rows of a group are not independent, so what the model gives is the log-likelihood of the whole group;
+        each of its rows has an equal share, and the sum over rows is the log-likelihood of the table.
+
+        Parameters
+        ----------
+        X : array-like or DataFrame of shape (n_rows, n_features)
+            Rows.
+        groups : array-like of shape (n_rows,), optional
+            Group label of each row.
+
+        Returns
+        -------
+        log_likelihood : ndarray of shape (n_rows,)
+            In nats, as densities in the units of X. A lower bound in expectation (Burda et al. 2016), which
+            tightens with `n_importance_samples`.
+        """
+        x, index = self._read(X, groups)
+        values = np.empty(x.shape[0])
+        for where, rows, q_u, segments in self._chunks(x, index):
+            with torch.no_grad():
+                bound = inference.log_likelihood(
+                    self.network_, rows, q_u, segments, self.n_importance_samples, _SCORE_SEED
+                )
+            values[where] = segments.expand(bound / segments.sizes).cpu().numpy()
+        return values - np.log(self._scale).sum()
+
+    def score(
+        self,
+        X: Any,
+        y: None = None,
+        *,
+        groups: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> float:
+        """Mean log-likelihood per row, in nats: larger is better. See `score_samples`.
+
+        Parameters
+        ----------
+        X : array-like or DataFrame of shape (n_rows, n_features)
+            Rows, usually held out. Their groups need not occur in the fit.
+        y : None
+            Ignored.
+        groups : array-like of shape (n_rows,), optional
+            Group label of each row.
+        sample_weight : array-like of shape (n_rows,), optional
+            Weights of the rows in the mean.
+
+        Returns
+        -------
+        score : float
+        """
+        by_row = self.score_samples(X, groups=groups)
+        if sample_weight is not None:
+            sample_weight = _check_sample_weight(sample_weight, X)
+        return float(np.average(by_row, weights=sample_weight))
+
+    def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
+        """Names of the codes: u0, u1, ..., then v0, v1, ...
+
+        Parameters
+        ----------
+        input_features : None
+            Ignored; codes are not columns of X.
+
+        Returns
+        -------
+        names : ndarray of str of shape (U + V,)
+        """
+        check_is_fitted(self)
+        return np.array(self._code_names("u") + self._code_names("v"), dtype=object)

@@ -1,0 +1,81 @@
+"""Evidence of groups: what the encoder needs to remember of a group's rows, as sums that add up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.distributions import Normal
+
+from skgroupvae.groups import GroupIndex, iter_group_batches
+from skgroupvae.network import GroupVAENetwork
+
+__all__ = ["Evidence"]
+
+# Groups a chunk at most; iter_group_batches bounds the rows.
+_CHUNK_GROUPS = 65_536
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Summed evidence of some groups.
+
+    Attributes
+    ----------
+    labels : Index of length G
+        The groups' labels.
+    totals : ndarray of shape (G, E)
+        Evidence summed over the rows of each group, in float64 so that the order of the rows does not show.
+    sizes : ndarray of shape (G,)
+        Number of rows behind each sum.
+    """
+
+    labels: pd.Index
+    totals: NDArray[np.float64]
+    sizes: NDArray[np.intp]
+
+    @classmethod
+    @torch.no_grad()
+    def of_rows(cls, network: GroupVAENetwork, x: Tensor, index: GroupIndex) -> Evidence:
+        """Evidence of every group of a table of standardised rows."""
+        totals: list[NDArray[np.float64]] = []
+        for batch in iter_group_batches(index.sizes, _CHUNK_GROUPS):
+            rows, segments = index.rows_of(batch)
+            by_row = network.group_encoder.evidence(x[torch.from_numpy(rows).to(x.device)])
+            totals.append(segments.to(x.device).sum(by_row.double()).cpu().numpy())
+        return cls(index.labels, np.concatenate(totals), index.sizes)
+
+    def positions(self, labels: pd.Index) -> NDArray[np.intp]:
+        """Position of each label among the groups, -1 where there is no such group."""
+        return self.labels.get_indexer(labels)
+
+    def take(self, positions: NDArray[np.intp]) -> Evidence:
+        """The groups at these positions, repeats allowed."""
+        return Evidence(self.labels[positions], self.totals[positions], self.sizes[positions])
+
+    def plus(self, other: Evidence) -> Evidence:
+        """Both together: groups that occur in both have the evidence of both."""
+        positions = self.positions(other.labels)
+        known = positions >= 0
+        totals, sizes = self.totals.copy(), self.sizes.copy()
+        totals[positions[known]] += other.totals[known]
+        sizes[positions[known]] += other.sizes[known]
+        return Evidence(
+            pd.Index([*self.labels, *other.labels[~known]], tupleize_cols=False),
+            np.concatenate([totals, other.totals[~known]]),
+            np.concatenate([sizes, other.sizes[~known]]),
+        )
+
+    @torch.no_grad()
+    def posterior(self, network: GroupVAENetwork) -> Normal:
+        """q(u) of each group, Normal over (G, U) in float32."""
+        device = network.decoder.log_noise.device
+        q_u = network.group_encoder.posterior(
+            torch.from_numpy(self.totals).to(device),
+            torch.from_numpy(self.sizes.astype(np.float64)).to(device),
+        )
+        return Normal(q_u.loc.float(), q_u.scale.float(), validate_args=False)
