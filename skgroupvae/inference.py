@@ -18,6 +18,7 @@ from torch.distributions import Normal
 from skgroupvae.groups import Segments
 from skgroupvae.network import GroupVAENetwork
 from skgroupvae.nn import log_prior_ratio
+from skgroupvae.proposals import MirroredProposal
 
 __all__ = [
     "cubature",
@@ -137,19 +138,19 @@ def log_likelihood(
     sizes = segments.sizes.long()
     starts = sizes.cumsum(0) - sizes
     rank = torch.arange(x.shape[0], device=x.device) - segments.expand(starts)
-    group_draws = _quasi_normal(n_samples, q_u.loc.shape[-1], seed)
+    proposal = MirroredProposal(q_u, n_samples)
+    draws = proposal.draw(_quasi_normal(n_samples, q_u.loc.shape[-1], seed)[:, None].to(q_u.loc))
     log_weights = []
-    for sample in range(n_samples):
-        u = q_u.loc + q_u.scale * group_draws[sample].to(q_u.loc)
+    for sample, u in enumerate(draws):
         q_v = network.instance_encoder(x, u, segments, network.decoder)
         row_draws = np.random.default_rng([seed, sample]).standard_normal(
             (int(sizes.max()), q_v.loc.shape[-1]), dtype=np.float32
         )
         v = q_v.loc + q_v.scale * torch.from_numpy(row_draws).to(x)[rank]
         log_px = network.decoder(segments.expand(u), v).log_prob(x).sum(-1)
-        by_row = log_px + log_prior_ratio(v, q_v)
-        log_weights.append(segments.sum(by_row.double()) + log_prior_ratio(u, q_u).double())
-    return torch.logsumexp(torch.stack(log_weights), dim=0) - math.log(n_samples)
+        log_weights.append(segments.sum((log_px + log_prior_ratio(v, q_v)).double()))
+    log_weights = torch.stack(log_weights) + proposal.log_prior_ratio(draws)
+    return torch.logsumexp(log_weights, dim=0) - math.log(n_samples)
 
 
 def _quasi_normal(n_points: int, dimension: int, seed: int) -> Tensor:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Normal
 
 from skgroupvae.decoders import Decoder
 from skgroupvae.encoders import GroupEncoder, InstanceEncoder
 from skgroupvae.groups import Segments
 from skgroupvae.nn import draw, kl_to_standard_normal, log_prior_ratio
+from skgroupvae.proposals import MirroredProposal
 from skgroupvae.regularizers import Regularizer
 
 __all__ = ["ElboTerms", "GroupVAENetwork"]
@@ -100,11 +100,14 @@ class GroupVAENetwork(nn.Module):
         rows = x.repeat(n_samples, 1)
         with torch.no_grad():
             q_u = self.group_encoder(x, segments)
-            q_u = Normal(q_u.loc.repeat(n_samples, 1), q_u.scale.repeat(n_samples, 1), validate_args=False)
-            u = draw(q_u, generator)
+            proposal = MirroredProposal(q_u, n_samples)
+            noise = torch.randn((n_samples, *q_u.loc.shape), generator=generator, dtype=x.dtype)
+            draws = proposal.draw(noise.to(x.device))
+            u = draws.flatten(0, 1)
             q_v = self.instance_encoder(rows, u, copies, self.decoder)
             v = draw(q_v, generator)
-            log_ratio = log_prior_ratio(u, q_u) + copies.sum(log_prior_ratio(v, q_v))
+            log_ratio = proposal.log_prior_ratio(draws)
+            log_ratio += copies.sum(log_prior_ratio(v, q_v)).reshape(n_samples, n_groups)
         log_px = copies.sum(self.decoder(copies.expand(u), v).log_prob(rows).sum(-1))
-        log_weights = (log_px.detach() + log_ratio).reshape(n_samples, n_groups)
-        return log_px.reshape(n_samples, n_groups), log_weights
+        log_px = log_px.reshape(n_samples, n_groups)
+        return log_px, log_px.detach() + log_ratio

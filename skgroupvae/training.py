@@ -134,7 +134,9 @@ class _Trainer:
             network, settings.learning_rate, max(1, settings.max_epochs * n_batches)
         )
         if network.regularizer is not None:
-            self.critic_optimizer = torch.optim.Adam(network.regularizer.parameters(), lr=_CRITIC_RATE)
+            self.critic_optimizer = torch.optim.Adam(
+                network.regularizer.parameters(), lr=_CRITIC_RATE, fused=True
+            )
 
     def run_epoch(self) -> None:
         """One pass over the training groups, then one over the held-out groups."""
@@ -172,11 +174,11 @@ class _Trainer:
         x, segments = self._rows(batch)
         terms = self.network.elbo(x, segments, self.generator)
         loss = -terms.elbo.sum() / x.shape[0]
-        information = x.new_zeros(())
+        information = penalty = x.new_zeros(())
         if self.network.regularizer is not None:
-            information = self._mutual_information(x, terms.v, segments)
+            information, penalty = self._regularize(x, terms.v, segments)
         self.optimizer.zero_grad()
-        (loss + self.settings.regularizer_weight * information).backward()
+        (loss + self.settings.regularizer_weight * penalty).backward()
         if self.settings.n_decoder_samples > 1 and self.decoder_parameters:
             self._replace_decoder_gradient(batch)
         nn.utils.clip_grad_norm_(self.parameters, _MAX_GRADIENT_NORM)
@@ -184,20 +186,23 @@ class _Trainer:
         self.schedule.step()
         return _record(terms, information, x.shape[0], self.settings.regularizer_weight)
 
-    def _mutual_information(self, x: Tensor, v: Tensor, segments: Segments) -> Tensor:
-        """The critic's turn on fixed codes, then its bound as a function of the codes."""
+    def _regularize(self, x: Tensor, v: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
+        """The critic's turn; returns its bound and the penalty whose gradient is that of the bound for v.
+
+        One backward pass serves both sides: the model follows the critic of the step before, and the critic
+        then follows the model.
+        """
         regularizer = self.network.regularizer
         assert regularizer is not None
-        x, v, segments = _first_groups(x, v, segments, _MAX_CRITIC_GROUPS)
-        bound = regularizer(x, v.detach(), segments, self.generator)
-        if bound.requires_grad:
-            self.critic_optimizer.zero_grad()
-            (-bound).backward()
-            self.critic_optimizer.step()
-        regularizer.requires_grad_(False)
-        bound = regularizer(x, v, segments, self.generator)
-        regularizer.requires_grad_(True)
-        return bound
+        codes = v.detach().requires_grad_()
+        bound = regularizer(*_first_groups(x, codes, segments, _MAX_CRITIC_GROUPS), self.generator)
+        if not bound.requires_grad:
+            return bound, bound
+        self.critic_optimizer.zero_grad()
+        (-bound).backward()
+        self.critic_optimizer.step()
+        assert codes.grad is not None
+        return bound.detach(), -(codes.grad * v).sum()
 
     def _replace_decoder_gradient(self, batch: NDArray[np.intp]) -> None:
         """Learn the decoder by the importance-weighted bound on some groups of the batch.
@@ -247,7 +252,7 @@ def _make_optimizer(
     if noise.requires_grad:
         parameters.append({"params": [noise]})
         rates.append(learning_rate * _NOISE_RATE_FACTOR)
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=n_steps)
 
 

@@ -1,0 +1,100 @@
+"""Excess risk, log-likelihood, seconds and memory of CxVAE on the exam-scores problem at the paper's size.
+
+Every figure is a ratio to the exact posterior on the same 2,048 fresh groups. One line a protocol and seed:
+
+    python benchmarks/exam_scores.py                 # all protocols, 3 seeds
+    python benchmarks/exam_scores.py --seeds 1 --protocol stated
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+
+import numpy as np
+
+from skgroupvae import GroupVAE
+from skgroupvae.datasets import exam_scores_posterior, make_exam_scores
+from sklearn.neural_network import MLPRegressor
+
+N_TEST_GROUPS = 2048
+
+
+def formula(u, v):
+    """The true mean of a score, 2 mu + (sigma^2 + 1) v."""
+    return 2.0 * u[:, :1] + (u[:, 1:] ** 2 + 1.0) * v
+
+
+PROTOCOLS = {
+    # name: (noise of the data, estimator arguments)
+    "stated": (1.0, {"decoder": formula}),
+    "stated, noise known": (1.0, {"decoder": formula, "noise_scale": 1.0}),
+    "paper-data": (0.0, {"decoder": formula}),
+    "mlp": (1.0, {"decoder": "mlp"}),
+    "mlp, noise known": (1.0, {"decoder": "mlp", "noise_scale": 1.0}),
+}
+
+
+def squared_error(estimate, truth):
+    return float(np.mean((estimate - truth) ** 2))
+
+
+def run(protocol: str, seed: int, n_groups: int, options: dict) -> dict[str, float]:
+    """Fit once and compare with the exact posterior."""
+    noise, arguments = PROTOCOLS[protocol]
+    train = make_exam_scores(n_groups, noise=noise, random_state=2 * seed)
+    test = make_exam_scores(N_TEST_GROUPS, noise=noise, random_state=2 * seed + 1)
+    exact = exam_scores_posterior(test.X, test.groups, noise=noise)
+    target = (test.groups + np.random.RandomState(seed).randint(1, N_TEST_GROUPS, len(test.groups))) % N_TEST_GROUPS
+
+    start = time.perf_counter()
+    model = GroupVAE(2, 1, random_state=seed, verbose=False, n_importance_samples=500, **arguments, **options)
+    model.fit(train.X, groups=train.groups)
+    result = {"fit_s": time.perf_counter() - start, "noise": float(model.noise_scale_[0])}
+
+    u, v, u_std, _ = model.transform(test.X, groups=test.groups, return_std=True)
+    first = np.unique(test.groups, return_index=True)[1]
+    labels = test.groups.astype(object) + n_groups * 10  # labels the fit has not seen
+    moved = model.translate(test.X, labels, target.astype(object) + n_groups * 10, context=None)
+    truth = 2 * test.mu[target] + (test.sigma[target] ** 2 + 1) * test.v
+
+    def excess(name, estimate, best, true):
+        result[name] = squared_error(estimate, true)
+        result[f"{name}_excess_%"] = 100 * (result[name] / squared_error(best, true) - 1)
+
+    if arguments["decoder"] is formula:
+        scale = u[first, 1] ** 2 + u_std[first, 1] ** 2 + 1
+        excess("v", v[:, 0], exact.v, test.v)
+        excess("mu", u[first, 0], exact.mu, test.mu)
+        excess("scale", scale, exact.scale, test.sigma**2 + 1)
+    else:
+        fitted = model.transform(train.X[:100_000], groups=train.groups[:100_000])[1]
+        probe = MLPRegressor((32, 32), early_stopping=True, random_state=seed)
+        probe.fit(fitted, train.v[:100_000])
+        excess("v", probe.predict(v), exact.v, test.v)
+    excess("translation", moved[:, 0], exact.translate(target), truth)
+    start = time.perf_counter()
+    result["loglik_gap"] = model.score(test.X, groups=test.groups) - exact.log_likelihood_per_row
+    result["score_s"] = time.perf_counter() - start
+    result["peak_GiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--protocol", choices=list(PROTOCOLS), action="append")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--n-groups", type=int, default=32768)
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="estimator argument")
+    options = parser.parse_args()
+    arguments = {name: eval(value) for name, value in (item.split("=", 1) for item in options.set)}
+    for protocol in options.protocol or PROTOCOLS:
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
+            result = run(protocol, seed, options.n_groups, arguments)
+            print(f"{protocol:20s} seed {seed} " + " ".join(f"{k}={v:.4g}" for k, v in result.items()), flush=True)
+
+
+if __name__ == "__main__":
+    main()
