@@ -13,10 +13,10 @@ import resource
 import time
 
 import numpy as np
+from sklearn.neural_network import MLPRegressor
 
 from skgroupvae import GroupVAE
 from skgroupvae.datasets import exam_scores_posterior, make_exam_scores
-from sklearn.neural_network import MLPRegressor
 
 N_TEST_GROUPS = 2048
 
@@ -46,8 +46,8 @@ def run(protocol: str, seed: int, n_groups: int, options: dict) -> dict[str, flo
     train = make_exam_scores(n_groups, noise=noise, random_state=2 * seed)
     test = make_exam_scores(N_TEST_GROUPS, noise=noise, random_state=2 * seed + 1)
     exact = exam_scores_posterior(test.X, test.groups, noise=noise)
-    target = (test.groups + np.random.RandomState(seed).randint(1, N_TEST_GROUPS, len(test.groups))) % N_TEST_GROUPS
-
+    step = np.random.RandomState(seed).randint(1, N_TEST_GROUPS, len(test.groups))
+    target = (test.groups + step) % N_TEST_GROUPS
     start = time.perf_counter()
     model = GroupVAE(2, 1, random_state=seed, verbose=False, n_importance_samples=500, **arguments, **options)
     model.fit(train.X, groups=train.groups)
@@ -93,7 +93,8 @@ def main() -> None:
     for protocol in options.protocol or PROTOCOLS:
         for seed in range(options.first_seed, options.first_seed + options.seeds):
             result = run(protocol, seed, options.n_groups, arguments)
-            print(f"{protocol:20s} seed {seed} " + " ".join(f"{k}={v:.4g}" for k, v in result.items()), flush=True)
+            figures = " ".join(f"{name}={value:.4g}" for name, value in result.items())
+            print(f"{protocol:20s} seed {seed} {figures}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every estimator of the package shares: from a table and labels to a fitted network, and back to rows."""
+"""What every estimator shares: from a table and labels to a fitted network, and back to rows."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from skgroupvae.validation import (
     check_hidden_sizes,
     check_noise_scale,
     check_table,
+    column_name,
     resolve_device,
     split_group_column,
     unchanged_on_error,
@@ -187,7 +188,10 @@ class GroupedEstimator(BaseEstimator):
         if self.group_column is None:
             return like_input(values, original)
         _, own = split_group_column(original, self.group_column, None)
-        return like_input(values, original, self.group_column, own if labels is None else labels)
+        column = self.group_column
+        if isinstance(original, pd.DataFrame):
+            column = column_name(original, column)
+        return like_input(values, original, column, own if labels is None else labels)
 
     def _code_names(self, kind: str) -> list[str]:
         n_codes = self.n_group_codes if kind == "u" else self._n_instance_codes

@@ -25,8 +25,6 @@ def like_input(values: NDArray, original: Any, group_column: Any = None, labels:
     """Rows as the container X came in, with the labels in the group column where X has one."""
     if isinstance(original, pd.DataFrame):
         columns = list(original.columns)
-        if group_column is not None and group_column not in columns:
-            group_column = columns[group_column]
         frame = pd.DataFrame(
             values, index=original.index, columns=[name for name in columns if name != group_column]
         )

@@ -159,8 +159,8 @@ class FormulaDecoder(Decoder):
                 value = self.formula(torch.zeros(3, n_group_codes), torch.zeros(3, self.n_instance_codes))
         except Exception as error:
             raise ValueError(
-                f"decoder raised {type(error).__name__} on {arguments}: {error}; it must map these tensors to "
-                f"one of shape {expected}"
+                f"decoder raised {type(error).__name__} on {arguments}: {error}; it must map these torch "
+                f"tensors to one of shape {expected}"
             ) from error
         if not isinstance(value, Tensor) or tuple(value.shape) != expected:
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

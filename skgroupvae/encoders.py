@@ -62,8 +62,8 @@ class DeepSetsEncoder(GroupEncoder):
         super().__init__()
         self.n_features = n_features
         self.row_network = mlp(n_features, hidden, None, generator)
-        n_summaries = hidden[-1] + 2 * n_features + 1
-        self.group_network = mlp(n_summaries, hidden, 2 * n_group_codes, generator)
+        n_summaries = hidden[-1] + 3 * n_features + 1
+        self.group_network = mlp(n_summaries, [2 * h for h in hidden], 2 * n_group_codes, generator)
 
     def evidence(self, x: Tensor) -> Tensor:
         return torch.cat([x, x.square(), self.row_network(x)], dim=-1)
@@ -75,11 +75,10 @@ class DeepSetsEncoder(GroupEncoder):
         )
         # One pseudo-row at the spread of the whole table keeps the log finite for a group of one row.
         variance = ((square - mean.square()).clamp(min=0.0) * sizes + 1.0) / (sizes + 1.0)
-        summaries = torch.cat([mean, variance.log(), learned, sizes.log()], dim=-1)
-        weights_dtype = self.group_network[0].weight.dtype
-        loc, log_scale = self.group_network(summaries.to(weights_dtype)).chunk(2, dim=-1)
+        summaries = torch.cat([mean, variance.sqrt(), variance.log(), learned, sizes.log()], dim=-1)
+        loc, log_scale = self.group_network(summaries.float()).chunk(2, dim=-1)
         # A posterior narrows with the root of the number of rows; the network learns what departs from it.
-        return normal_from(loc, log_scale - 0.5 * torch.log1p(sizes).to(weights_dtype))
+        return normal_from(loc, log_scale - 0.5 * torch.log1p(sizes).float())
 
 
 class AverageEncoder(GroupEncoder):
@@ -168,7 +167,7 @@ class UnconditionalEncoder(InstanceEncoder):
 
 
 class ConditionalNetworkEncoder(InstanceEncoder):
-    """q(v given x, u) by a network on x and u side by side, exactly as section 4 of the CxVAE paper has it."""
+    """q(v given x, u) by a network on x and u side by side, as section 4 of the CxVAE paper has it."""
 
     def __init__(
         self,

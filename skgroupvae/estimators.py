@@ -28,7 +28,7 @@ __all__ = ["GroupVAE"]
 _SCORE_SEED = 0
 
 
-class GroupVAE(TransformerMixin, GroupedEstimator, auto_wrap_output_keys=None):
+class GroupVAE(TransformerMixin, GroupedEstimator, auto_wrap_output_keys=None):  # type: ignore[call-arg]
     r"""Group variational autoencoder: what the rows of a group share, apart from what is each row's own.
 
     The model of a group's rows (section 2 of the CxVAE paper) is
@@ -319,7 +319,7 @@ class GroupVAE(TransformerMixin, GroupedEstimator, auto_wrap_output_keys=None):
         Returns
         -------
         reconstructed : ndarray or DataFrame of shape (n_rows, n_features)
-            As X came. The expectation is over u and v together; ``inverse_transform(u, v)`` decodes one point.
+            As X came. The expectation is over u and v together; `inverse_transform` decodes one point.
         """
         x, index = self._read(X, groups)
         values = np.empty(x.shape)
@@ -430,7 +430,7 @@ class GroupVAE(TransformerMixin, GroupedEstimator, auto_wrap_output_keys=None):
         n_groups: int = 1,
         group_size: int = 1,
         *,
-        groups: ArrayLike | None = None,
+        groups: Sequence[Hashable] | NDArray | None = None,
         random_state: int | np.random.RandomState | None = None,
     ) -> tuple[NDArray, NDArray]:
         """Draw rows from the fitted model, noise included.
@@ -527,9 +527,8 @@ class GroupVAE(TransformerMixin, GroupedEstimator, auto_wrap_output_keys=None):
         score : float
         """
         by_row = self.score_samples(X, groups=groups)
-        if sample_weight is not None:
-            sample_weight = _check_sample_weight(sample_weight, X)
-        return float(np.average(by_row, weights=sample_weight))
+        weights = None if sample_weight is None else _check_sample_weight(sample_weight, X)
+        return float(np.average(by_row, weights=weights))
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
         """Names of the codes: u0, u1, ..., then v0, v1, ...

@@ -101,7 +101,7 @@ class GroupIndex:
         return len(self.labels)
 
     def by_content(self, X: NDArray) -> NDArray[np.intp]:
-        """Positions of the groups ordered by their rows' values, whatever their labels or first appearance."""
+        """Positions of the groups ordered by their rows' values, not by label or first appearance."""
         keys = _row_keys(X)[self.order]
         return np.lexsort((np.add.reduceat(keys, self.starts[:-1]), self.sizes))
 

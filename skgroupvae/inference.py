@@ -65,7 +65,7 @@ def _cubature_points(normal: Normal) -> Iterator[tuple[Tensor, float]]:
 
 def instance_posterior(network: GroupVAENetwork, x: Tensor, q_u: Normal, segments: Segments) -> Normal:
     """Mean and sd of v given its group's rows, with u integrated out: (N, D) -> Normal over (N, V)."""
-    mean, square = 0.0, 0.0
+    mean = square = x.new_zeros(())
     for u, weight in _cubature_points(q_u):
         q_v = network.instance_encoder(x, u, segments, network.decoder)
         mean = mean + weight * q_v.loc
@@ -101,7 +101,7 @@ def translate(network: GroupVAENetwork, q_v: Normal, q_u: Normal) -> Tensor:
         torch.cat([q_u.loc, q_v.loc], dim=-1), torch.cat([q_u.scale, q_v.scale], dim=-1), validate_args=False
     )
     n_group_codes = q_u.loc.shape[-1]
-    mean = 0.0
+    mean = q_v.loc.new_zeros(())
     for point, weight in _cubature_points(both):
         mean = mean + weight * network.decoder.mean(point[:, :n_group_codes], point[:, n_group_codes:])
     return mean
@@ -140,7 +140,7 @@ def log_likelihood(
     rank = torch.arange(x.shape[0], device=x.device) - segments.expand(starts)
     proposal = MirroredProposal(q_u, n_samples)
     draws = proposal.draw(_quasi_normal(n_samples, q_u.loc.shape[-1], seed)[:, None].to(q_u.loc))
-    log_weights = []
+    by_draw = []
     for sample, u in enumerate(draws):
         q_v = network.instance_encoder(x, u, segments, network.decoder)
         row_draws = np.random.default_rng([seed, sample]).standard_normal(
@@ -148,8 +148,8 @@ def log_likelihood(
         )
         v = q_v.loc + q_v.scale * torch.from_numpy(row_draws).to(x)[rank]
         log_px = network.decoder(segments.expand(u), v).log_prob(x).sum(-1)
-        log_weights.append(segments.sum((log_px + log_prior_ratio(v, q_v)).double()))
-    log_weights = torch.stack(log_weights) + proposal.log_prior_ratio(draws)
+        by_draw.append(segments.sum((log_px + log_prior_ratio(v, q_v)).double()))
+    log_weights = torch.stack(by_draw) + proposal.log_prior_ratio(draws)
     return torch.logsumexp(log_weights, dim=0) - math.log(n_samples)
 
 

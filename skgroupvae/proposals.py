@@ -33,11 +33,16 @@ class MirroredProposal:
     n_samples: int
 
     @property
+    def n_direct(self) -> int:
+        """How many of the draws, the first ones, come from q(u) itself."""
+        return (self.n_samples + 1) // 2
+
+    @property
     def signs(self) -> Tensor:
         """Signs (S, U) that the mean is multiplied by in each draw."""
         n_codes = self.q_u.loc.shape[-1]
-        # Each component's draws are consecutive: every second point of a Sobol sequence would miss a half-space.
-        mirrored = torch.arange((self.n_samples + 1) // 2, self.n_samples)
+        # Each component's draws are consecutive: every second Sobol point would miss a half-space.
+        mirrored = torch.arange(self.n_direct, self.n_samples)
         signs = torch.ones(self.n_samples, n_codes)
         signs[mirrored, torch.sort((mirrored - mirrored[:1]) % n_codes).values] = -1.0
         return signs.to(self.q_u.loc)

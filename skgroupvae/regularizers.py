@@ -19,9 +19,6 @@ from skgroupvae.nn import mlp
 
 __all__ = ["ContextRegularizer", "InstanceRegularizer", "Regularizer", "donsker_varadhan"]
 
-# The product of marginals pairs each group's rows with the codes of this many other groups.
-_N_SHIFTS = 4
-
 
 def donsker_varadhan(joint: Tensor, product: Tensor) -> Tensor:
     """Donsker-Varadhan lower bound on a mutual information, in nats, from critic values (n,) and (m,)."""
@@ -29,49 +26,45 @@ def donsker_varadhan(joint: Tensor, product: Tensor) -> Tensor:
 
 
 class Regularizer(nn.Module, ABC):
-    """Base class: an estimate of the mutual information that the fit is to drive to zero."""
+    """Base class: an estimate of the mutual information that the fit is to drive to zero.
 
-    @abstractmethod
+    The subclass says what of the group each row's code is compared with, and what the critic is. Every row
+    serves as k once, which has the expectation of one k drawn at random and less noise.
+    """
+
     def forward(self, x: Tensor, v: Tensor, segments: Segments, generator: torch.Generator) -> Tensor:
-        """The bound, in nats, from rows x (N, D) and draws v (N, V) of their codes; rows by group.
+        """The bound, in nats, from rows x (N, D) and draws v (N, V) of their codes.
 
-        Returns a scalar; 0 where the batch has fewer than two groups of two rows, for then there is nothing
-        to compare.
+        The rows of each group stand next to each other. Returns a scalar, exactly 0 where the batch has fewer
+        than two groups of two rows, for then there is nothing to compare.
         """
-
-
-class _PairedRegularizer(Regularizer):
-    """One row (and one other row) a group, and the critic's values on matched and on shuffled pairs."""
-
-    def forward(self, x: Tensor, v: Tensor, segments: Segments, generator: torch.Generator) -> Tensor:
-        chosen = torch.nonzero(segments.sizes >= 2)[:, 0]
-        n_pairs = chosen.shape[0]
-        if n_pairs < 2:
+        has_others = segments.expand(segments.sizes) >= 2
+        joint = torch.nonzero(has_others)[:, 0]
+        if joint.shape[0] < 2:
             return x.new_zeros(())
-        starts = (segments.sizes.cumsum(0) - segments.sizes)[chosen].long()
-        sizes = segments.sizes[chosen]
-        one = _uniform(sizes, generator)
-        other = (one + 1 + _uniform(sizes - 1, generator)) % sizes.long()
-        summary, code = self.pair(x, v, segments, chosen, starts + one, starts + other)
-        shifts = torch.randperm(n_pairs - 1, generator=generator)[:_N_SHIFTS] + 1
-        partners = (torch.arange(n_pairs) + shifts[:, None]) % n_pairs
-        shuffled = code[partners.reshape(-1).to(code.device)]
-        joint = self.critic(summary, code)
-        product = self.critic(summary.repeat(shifts.shape[0], 1), shuffled)
-        return donsker_varadhan(joint, product)
+        # Rows stand by group, so a shift along the table pairs most rows with a row of another group.
+        shift = int(torch.randint(1, joint.shape[0], (), generator=generator))
+        stranger = joint.roll(shift)
+        apart = segments.codes[joint] != segments.codes[stranger]
+        if not apart.any():
+            return x.new_zeros(())
+        evidence, code = self.pair(x, v, segments, generator)
+        matched = self.critic(evidence[joint], code[joint])
+        shuffled = self.critic(evidence[joint[apart]], code[stranger[apart]])
+        return donsker_varadhan(matched, shuffled)
 
     @abstractmethod
     def pair(
-        self, x: Tensor, v: Tensor, segments: Segments, chosen: Tensor, one: Tensor, other: Tensor
+        self, x: Tensor, v: Tensor, segments: Segments, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """What the critic compares, from two different rows of each chosen group: (P, *) and (P, V)."""
+        """What the critic compares for each row: what is known of its group (N, *), and a code (N, V)."""
 
     @abstractmethod
-    def critic(self, summary: Tensor, code: Tensor) -> Tensor:
+    def critic(self, evidence: Tensor, code: Tensor) -> Tensor:
         """T, one value a pair: (P, *), (P, V) -> (P,)."""
 
 
-class InstanceRegularizer(_PairedRegularizer):
+class InstanceRegularizer(Regularizer):
     """Eq. 2 (Németh 2020): a row against the instance code of one other row of its group."""
 
     def __init__(
@@ -81,16 +74,26 @@ class InstanceRegularizer(_PairedRegularizer):
         self.network = mlp(n_features + n_instance_codes, hidden, 1, generator)
 
     def pair(
-        self, x: Tensor, v: Tensor, segments: Segments, chosen: Tensor, one: Tensor, other: Tensor
+        self, x: Tensor, v: Tensor, segments: Segments, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        return x[one], v[other]
+        sizes = segments.sizes.long()
+        starts = segments.expand(sizes.cumsum(0) - sizes)
+        rank = torch.arange(x.shape[0], device=x.device) - starts
+        # The same rotation for all rows of a group, by at least one and at most size - 1.
+        draws = torch.rand(sizes.shape, generator=generator).to(x.device)
+        rotation = 1 + (draws * (sizes - 1)).long().clamp(max=(sizes - 2).clamp(min=0))
+        other = starts + (rank + segments.expand(rotation)) % segments.expand(sizes)
+        return x, v[other]
 
-    def critic(self, summary: Tensor, code: Tensor) -> Tensor:
-        return self.network(torch.cat([summary, code], dim=-1))[:, 0]
+    def critic(self, evidence: Tensor, code: Tensor) -> Tensor:
+        return self.network(torch.cat([evidence, code], dim=-1))[:, 0]
 
 
-class ContextRegularizer(_PairedRegularizer):
-    """Eq. 3 (CxVAE): an instance code against all the other rows of its group, T_b(v_k, mean T_a(x_l))."""
+class ContextRegularizer(Regularizer):
+    """Eq. 3 (CxVAE): an instance code against all the other rows of its group.
+
+    ``T(x_-k, v_k) = T_b(v_k, mean over l != k of T_a(x_l))``.
+    """
 
     def __init__(
         self, n_features: int, n_instance_codes: int, hidden: Sequence[int], generator: torch.Generator
@@ -100,17 +103,15 @@ class ContextRegularizer(_PairedRegularizer):
         self.pair_network = mlp(hidden[0] + n_instance_codes, hidden, 1, generator)
 
     def pair(
-        self, x: Tensor, v: Tensor, segments: Segments, chosen: Tensor, one: Tensor, other: Tensor
+        self,
+        x: Tensor,
+        v: Tensor,
+        segments: Segments,
+        generator: torch.Generator,
     ) -> tuple[Tensor, Tensor]:
         by_row = self.row_network(x)
-        others = (segments.sum(by_row)[chosen] - by_row[one]) / (segments.sizes[chosen, None] - 1.0)
-        return others, v[one]
+        others = segments.expand(segments.sizes)[:, None] - 1.0
+        return (segments.expand(segments.sum(by_row)) - by_row) / others.clamp(min=1.0), v
 
-    def critic(self, summary: Tensor, code: Tensor) -> Tensor:
-        return self.pair_network(torch.cat([summary, code], dim=-1))[:, 0]
-
-
-def _uniform(sizes: Tensor, generator: torch.Generator) -> Tensor:
-    """A uniform integer in 0..size-1 for each size."""
-    draws = torch.rand(sizes.shape, generator=generator).to(sizes.device)
-    return torch.minimum((draws * sizes).long(), sizes.long() - 1)
+    def critic(self, evidence: Tensor, code: Tensor) -> Tensor:
+        return self.pair_network(torch.cat([evidence, code], dim=-1))[:, 0]

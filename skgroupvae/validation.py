@@ -1,10 +1,11 @@
-"""Checks of what users pass in: tables, group labels, devices. Every refusal names the argument and the remedy."""
+"""Checks of what users pass in; every refusal names the argument and the remedy."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ __all__ = [
     "check_labels_by_row",
     "check_noise_scale",
     "check_table",
+    "column_name",
     "resolve_device",
     "split_group_column",
     "unchanged_on_error",
@@ -40,37 +42,40 @@ def unchanged_on_error(estimator: BaseEstimator) -> Iterator[None]:
         raise
 
 
-def split_group_column(X: Any, group_column: Any, groups: Any) -> tuple[Any, Any]:
+def split_group_column(X: Any, group_column: Hashable, groups: Any) -> tuple[Any, Any]:
     """Table without its label column, and the labels; `groups` is returned where there is no such column."""
     if group_column is None:
         return X, groups
     if groups is not None:
         raise ValueError("groups= and group_column are both given; pass one of them")
     if isinstance(X, pd.DataFrame):
-        if isinstance(group_column, (int, np.integer)) and group_column not in X.columns:
-            group_column = (
-                X.columns[group_column] if -X.shape[1] <= group_column < X.shape[1] else group_column
-            )
-        if group_column not in X.columns:
-            raise ValueError(
-                f"group_column={group_column!r} is not a column of X; its columns are {list(X.columns)}"
-            )
-        return X.drop(columns=group_column), X[group_column]
+        column = column_name(X, group_column)
+        return X.drop(columns=column), X[column]
     X = np.asarray(X)
-    if not isinstance(group_column, (int, np.integer)) or X.ndim != 2:
+    if not isinstance(group_column, Integral) or X.ndim != 2:
         raise ValueError(
             f"group_column={group_column!r} needs a DataFrame; with an array pass the column's position"
         )
-    if not -X.shape[1] <= group_column < X.shape[1]:
+    position = int(group_column)
+    if not -X.shape[1] <= position < X.shape[1]:
         raise ValueError(f"group_column={group_column} is out of range for X with {X.shape[1]} columns")
-    rest = np.delete(X, group_column, axis=1)
-    return (rest.astype(np.float64) if rest.dtype == object else rest), X[:, group_column]
+    rest = np.delete(X, position, axis=1)
+    return (rest.astype(np.float64) if rest.dtype == object else rest), X[:, position]
+
+
+def column_name(X: pd.DataFrame, group_column: Hashable) -> Hashable:
+    """Name of the label column of a DataFrame, from its name or (if no column is called that) position."""
+    if group_column in X.columns:
+        return group_column
+    if isinstance(group_column, Integral) and -X.shape[1] <= group_column < X.shape[1]:
+        return X.columns[int(group_column)]
+    raise ValueError(f"group_column={group_column!r} is not a column of X; its columns are {list(X.columns)}")
 
 
 def check_table(estimator: BaseEstimator, X: Any, *, reset: bool, name: str = "X") -> NDArray[np.floating]:
     """Finite numeric table (N, D), float32 kept as it is; sets or checks the names and number of columns."""
     if isinstance(X, pd.DataFrame):
-        numeric = [pd.api.types.is_numeric_dtype(dtype) or dtype == bool for dtype in X.dtypes]
+        numeric = [pd.api.types.is_numeric_dtype(dtype) for dtype in X.dtypes]
         if not all(numeric):
             bad = list(X.columns[~np.array(numeric)])
             raise ValueError(
@@ -128,7 +133,7 @@ def check_groups(
     if missing.any():
         rows = np.flatnonzero(missing)
         raise ValueError(
-            f"{name} has {len(rows)} missing labels (first at row {rows[0]}); drop those rows or give them a label"
+            f"{name} has {len(rows)} missing labels (first at row {rows[0]}); drop those rows or label them"
         )
     try:
         hash(labels[0] if not isinstance(labels, pd.Series) else labels.iloc[0])
@@ -182,6 +187,7 @@ def check_noise_scale(noise_scale: Any, n_features: int) -> NDArray[np.float64] 
     scale = np.asarray(noise_scale, dtype=np.float64)
     if scale.ndim > 1 or (scale.ndim == 1 and scale.shape[0] != n_features) or not (scale > 0).all():
         raise ValueError(
-            f"noise_scale must be a positive number or {n_features} of them, one a column of X, got {noise_scale!r}"
+            f"noise_scale must be a positive number or {n_features} of them, one a column of X, "
+            f"got {noise_scale!r}"
         )
     return np.broadcast_to(scale, (n_features,))
