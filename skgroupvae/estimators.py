@@ -20,6 +20,7 @@ from skgroupvae import inference
 from skgroupvae.base import GroupedEstimator
 from skgroupvae.building import DECODERS, GROUP_ENCODERS, INSTANCE_ENCODERS, REGULARIZERS
 from skgroupvae.groups import as_label_array
+from skgroupvae.nn import draw
 from skgroupvae.validation import check_labels_by_row, check_table, split_group_column
 
 __all__ = ["GroupVAE"]
@@ -471,6 +472,42 @@ class GroupVAE(TransformerMixin, GroupedEstimator, auto_wrap_output_keys=None): 
         u = np.repeat(u, group_size, axis=0)
         means = self._decode(u, rng.standard_normal((len(u), self._n_instance_codes)))
         return means + self.noise_scale_ * rng.standard_normal(means.shape), np.repeat(labels, group_size)
+
+    def sample_codes(
+        self,
+        X: Any,
+        *,
+        groups: ArrayLike | None = None,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> Any:
+        """One joint draw of the codes from their posterior: u of each group, then v of each row given it.
+
+        Parameters
+        ----------
+        X : array-like or DataFrame of shape (n_rows, n_features)
+            Rows.
+        groups : array-like of shape (n_rows,), optional
+            Group label of each row.
+        random_state : int, RandomState instance or None, default=None
+            Pass an int for the same draw at every call.
+
+        Returns
+        -------
+        u, v : ndarray or DataFrame of shapes (n_rows, U) and (n_rows, V)
+            As from `transform`, where the posterior means are: a draw is a worse estimate but has the spread
+            of what is known.
+        """
+        x, index = self._read(X, groups)
+        u_draw = np.empty((x.shape[0], self.n_group_codes), dtype=x.dtype)
+        v_draw = np.empty((x.shape[0], self._n_instance_codes), dtype=x.dtype)
+        generator = torch.Generator().manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
+        for where, rows, q_u, segments in self._chunks(x, index):
+            with torch.no_grad():
+                u = draw(q_u, generator)
+                q_v = self.network_.instance_encoder(rows, u, segments, self.network_.decoder)
+                u_draw[where] = segments.expand(u).cpu().numpy()
+                v_draw[where] = draw(q_v, generator).cpu().numpy()
+        return self._wrap(X, u_draw, v_draw)
 
     def score_samples(self, X: Any, *, groups: ArrayLike | None = None) -> NDArray[np.float64]:
         """Log-likelihood of each row: its share of the importance-weighted bound on its group's.

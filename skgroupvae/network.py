@@ -105,7 +105,9 @@ class GroupVAENetwork(nn.Module):
             draws = proposal.draw(noise.to(x.device))
             u = draws.flatten(0, 1)
             q_v = self.instance_encoder(rows, u, copies, self.decoder)
-            v = draw(q_v, generator)
+            # All draws of u share one draw of v's noise: what v alone makes of the weights then cancels.
+            row_noise = torch.randn((x.shape[0], q_v.loc.shape[-1]), generator=generator, dtype=x.dtype)
+            v = q_v.loc + q_v.scale * row_noise.to(x.device).repeat(n_samples, 1)
             log_ratio = proposal.log_prior_ratio(draws)
             log_ratio += copies.sum(log_prior_ratio(v, q_v)).reshape(n_samples, n_groups)
         log_px = copies.sum(self.decoder(copies.expand(u), v).log_prob(rows).sum(-1))
