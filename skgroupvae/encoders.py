@@ -63,7 +63,8 @@ class DeepSetsEncoder(GroupEncoder):
         self.n_features = n_features
         self.row_network = mlp(n_features, hidden, None, generator)
         n_summaries = hidden[-1] + 3 * n_features + 1
-        self.group_network = mlp(n_summaries, [2 * h for h in hidden], 2 * n_group_codes, generator)
+        # It runs once a group, not once a row: width is cheap, and helps with unusual groups.
+        self.group_network = mlp(n_summaries, [4 * width for width in hidden], 2 * n_group_codes, generator)
 
     def evidence(self, x: Tensor) -> Tensor:
         return torch.cat([x, x.square(), self.row_network(x)], dim=-1)

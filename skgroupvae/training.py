@@ -22,7 +22,7 @@ from skgroupvae.network import ElboTerms, GroupVAENetwork
 __all__ = ["TrainingSettings", "fit_network", "resolve_schedule"]
 
 # Enough for 65 groups as for 32,768 (benchmarks/exam_scores.py); what "auto" aims at.
-_AUTO_STEPS = 1500
+_AUTO_STEPS = 1000
 _AUTO_MAX_BATCH = 256
 _AUTO_BATCHES_PER_EPOCH = 8
 # The noise scale starts wide and has far to go: at the common rate it is still on its way at the end.
