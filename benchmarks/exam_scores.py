@@ -70,7 +70,7 @@ def run(protocol: str, seed: int, n_groups: int, options: dict) -> dict[str, flo
         excess("scale", scale, exact.scale, test.sigma**2 + 1)
     else:
         fitted = model.transform(train.X[:100_000], groups=train.groups[:100_000])[1]
-        probe = MLPRegressor((32, 32), early_stopping=True, random_state=seed)
+        probe = MLPRegressor(hidden_layer_sizes=(32, 32), early_stopping=True, random_state=seed)
         probe.fit(fitted, train.v[:100_000])
         excess("v", probe.predict(v), exact.v, test.v)
     excess("translation", moved[:, 0], exact.translate(target), truth)

@@ -19,6 +19,7 @@ from skgroupvae.building import NetworkSpec, build_network
 from skgroupvae.containers import like_input, wrap_codes
 from skgroupvae.evidence import Evidence
 from skgroupvae.groups import GroupIndex, Segments, iter_group_batches
+from skgroupvae.network import GroupVAENetwork
 from skgroupvae.progress import progress_bar
 from skgroupvae.training import TrainingSettings, fit_network, resolve_schedule
 from skgroupvae.validation import (
@@ -97,6 +98,7 @@ class GroupedEstimator(BaseEstimator):
         network = build_network(spec, self._centre, self._scale, generator).to(device)
         self.network_ = network
         rows = self._standardize(x)
+        _start(network, rows, index)
         history = self._train(rows, index, index.by_content(x), generator)
         network.eval().requires_grad_(False)
 
@@ -241,3 +243,21 @@ class GroupedEstimator(BaseEstimator):
         with torch.no_grad():
             mean = self.network_.decoder.mean(u_tensor, v_tensor)
         return self._in_units(mean.cpu().numpy(), np.float64)
+
+
+@torch.no_grad()
+def _start(network: GroupVAENetwork, rows: torch.Tensor, index: GroupIndex) -> None:
+    """Start at the linear mixed model that the covariances between and within groups give, where possible."""
+    positions, segments = index.rows_of(np.arange(index.n_groups))
+    rows = rows[torch.from_numpy(positions).to(rows.device)]
+    segments = segments.to(rows.device)
+    means = segments.sum(rows) / segments.sizes[:, None]
+    apart = rows - segments.expand(means)
+    n_rows, n_groups = rows.shape[0], index.n_groups
+    within = apart.mT @ apart / max(n_rows - n_groups, 1)
+    # The mean of a group of K rows has the variance between groups and 1 / K of that within.
+    of_means = means.mT @ means / n_groups
+    loadings = network.decoder.start_from_moments(of_means - n_groups / n_rows * within, within)
+    if loadings is not None:
+        # Constant columns and few groups make it singular; the predictor of least norm does.
+        network.group_encoder.start_from_predictor(loadings.mT @ torch.linalg.pinv(of_means))

@@ -19,6 +19,12 @@ from skgroupvae.nn import linear, mlp, normal_from
 __all__ = ["Decoder", "FormulaDecoder", "LinearDecoder", "MLPDecoder"]
 
 
+# Share of the variance within groups that the codes explain at the start; the noise has the rest. Where the
+# data cannot tell noise from instance code (one column, a free decoder), the fit stays near this choice.
+_CODE_SHARE = 0.9
+_MIN_START_VARIANCE = 1e-4
+
+
 class Decoder(nn.Module, ABC):
     """Base class: normal noise around a mean that the subclass computes.
 
@@ -50,6 +56,14 @@ class Decoder(nn.Module, ABC):
         """Set the noise standard deviation (D,), in standardised units, and stop learning it."""
         self.log_noise = nn.Parameter(noise.log(), requires_grad=False)
 
+    def start_from_moments(self, between: Tensor, within: Tensor) -> Tensor | None:
+        """Start at the covariances of the table, between and within groups, each (D, D).
+
+        Returns the loadings (D, U) of u, or None from a decoder that cannot use them and starts where its
+        constructor left it.
+        """
+        return None
+
     def linearize(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Best straight line in v through the decoder at v = -1, +1: the mean as ``centre + slope v``.
 
@@ -71,24 +85,6 @@ class Decoder(nn.Module, ABC):
         return means.mean(0), 0.5 * (up - down).permute(1, 2, 0)
 
 
-class MLPDecoder(Decoder):
-    """Mean by a multilayer perceptron on (u, v)."""
-
-    def __init__(
-        self,
-        n_features: int,
-        n_group_codes: int,
-        n_instance_codes: int,
-        hidden: Sequence[int],
-        generator: torch.Generator,
-    ) -> None:
-        super().__init__(n_features, n_instance_codes)
-        self.network = mlp(n_group_codes + n_instance_codes, hidden, n_features, generator)
-
-    def mean(self, u: Tensor, v: Tensor) -> Tensor:
-        return self.network(torch.cat([u, v], dim=-1))
-
-
 class LinearDecoder(Decoder):
     """Mean linear in both codes, ``b + W_u u + W_v v``: a linear mixed model (grouped factor analysis)."""
 
@@ -102,11 +98,42 @@ class LinearDecoder(Decoder):
     ) -> None:
         super().__init__(n_features, n_instance_codes)
         self.group_loadings = linear(n_group_codes, n_features, generator)
-        self.instance_loadings = nn.Linear(n_instance_codes, n_features, bias=False)
-        self.instance_loadings.weight = linear(n_instance_codes, n_features, generator).weight
+        self.instance_loadings = linear(n_instance_codes, n_features, generator, bias=False)
 
     def mean(self, u: Tensor, v: Tensor) -> Tensor:
         return self.group_loadings(u) + self.instance_loadings(v)
+
+    @torch.no_grad()
+    def start_from_moments(self, between: Tensor, within: Tensor) -> Tensor | None:
+        self.group_loadings.bias.zero_()
+        _set_loadings(self.group_loadings.weight, between)
+        _set_loadings(self.instance_loadings.weight, _CODE_SHARE * within)
+        explained = self.instance_loadings.weight.square().sum(1)
+        noise = (within.diagonal() - explained).clamp(min=_MIN_START_VARIANCE)
+        self.log_noise.copy_(0.5 * noise.log())
+        return self.group_loadings.weight
+
+
+class MLPDecoder(LinearDecoder):
+    """Mean by a multilayer perceptron on (u, v) added to a linear one.
+
+    The network starts at zero, so the fit starts at the linear mixed model and learns what departs from it.
+    """
+
+    def __init__(
+        self,
+        n_features: int,
+        n_group_codes: int,
+        n_instance_codes: int,
+        hidden: Sequence[int],
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(n_features, n_group_codes, n_instance_codes, hidden, generator)
+        n_codes = n_group_codes + n_instance_codes
+        self.network = mlp(n_codes, hidden, n_features, generator, zero_last=True)
+
+    def mean(self, u: Tensor, v: Tensor) -> Tensor:
+        return super().mean(u, v) + self.network(torch.cat([u, v], dim=-1))
 
 
 class FormulaDecoder(Decoder):
@@ -168,3 +195,11 @@ class FormulaDecoder(Decoder):
                 f"decoder returned {got} for {arguments}; it must return a tensor of shape {expected}, "
                 "one column a column of X"
             )
+
+
+def _set_loadings(weight: Tensor, covariance: Tensor) -> None:
+    """Loadings (D, n) of the first n principal components of a covariance; codes left over get none."""
+    values, vectors = torch.linalg.eigh(covariance)
+    n_used = min(weight.shape)
+    weight.zero_()
+    weight[:, :n_used] = (vectors * values.clamp(min=0.0).sqrt()).flip(1)[:, :n_used]

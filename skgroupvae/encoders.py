@@ -17,7 +17,7 @@ from torch.nn.functional import softplus
 
 from skgroupvae.decoders import Decoder
 from skgroupvae.groups import Segments
-from skgroupvae.nn import mlp, normal_from
+from skgroupvae.nn import linear, mlp, normal_from
 
 __all__ = [
     "AverageEncoder",
@@ -44,6 +44,12 @@ class GroupEncoder(nn.Module, ABC):
     def posterior(self, evidence: Tensor, sizes: Tensor) -> Normal:
         """q(u) from the evidence summed by group (G, E) and the group sizes (G,): loc and scale (G, U)."""
 
+    def start_from_predictor(self, predictor: Tensor) -> None:
+        """Start at the best linear predictor (U, D) of u from the mean of a group's rows.
+
+        An encoder that cannot use it starts where its constructor left it.
+        """
+
     def forward(self, x: Tensor, segments: Segments) -> Normal:
         """q(u) of each group from its rows: (N, D) -> Normal over (G, U)."""
         return self.posterior(segments.sum(self.evidence(x)), segments.sizes)
@@ -64,10 +70,16 @@ class DeepSetsEncoder(GroupEncoder):
         self.row_network = mlp(n_features, hidden, None, generator)
         n_summaries = hidden[-1] + 3 * n_features + 1
         # It runs once a group, not once a row: width is cheap, and helps with unusual groups.
-        self.group_network = mlp(n_summaries, [4 * width for width in hidden], 2 * n_group_codes, generator)
+        widths = [4 * width for width in hidden]
+        self.group_network = mlp(n_summaries, widths, 2 * n_group_codes, generator, zero_last=True)
+        self.mean_predictor = linear(n_features, n_group_codes, generator, bias=False)
 
     def evidence(self, x: Tensor) -> Tensor:
         return torch.cat([x, x.square(), self.row_network(x)], dim=-1)
+
+    @torch.no_grad()
+    def start_from_predictor(self, predictor: Tensor) -> None:
+        self.mean_predictor.weight.copy_(predictor)
 
     def posterior(self, evidence: Tensor, sizes: Tensor) -> Normal:
         sizes = sizes[:, None]
@@ -78,6 +90,7 @@ class DeepSetsEncoder(GroupEncoder):
         variance = ((square - mean.square()).clamp(min=0.0) * sizes + 1.0) / (sizes + 1.0)
         summaries = torch.cat([mean, variance.sqrt(), variance.log(), learned, sizes.log()], dim=-1)
         loc, log_scale = self.group_network(summaries.float()).chunk(2, dim=-1)
+        loc = loc + self.mean_predictor(mean.float())
         # A posterior narrows with the root of the number of rows; the network learns what departs from it.
         return normal_from(loc, log_scale - 0.5 * torch.log1p(sizes).float())
 

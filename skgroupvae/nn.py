@@ -19,13 +19,14 @@ __all__ = ["draw", "kl_to_standard_normal", "linear", "log_prior_ratio", "mlp", 
 _MIN_LOG_SCALE, _MAX_LOG_SCALE = -9.0, 4.0
 
 
-def linear(n_in: int, n_out: int, generator: torch.Generator) -> nn.Linear:
+def linear(n_in: int, n_out: int, generator: torch.Generator, *, bias: bool = True) -> nn.Linear:
     """Fully connected layer with PyTorch's usual uniform initialisation, drawn from `generator`."""
-    layer = nn.utils.skip_init(nn.Linear, n_in, n_out)
+    layer = nn.utils.skip_init(nn.Linear, n_in, n_out, bias=bias)
     bound = max(n_in, 1) ** -0.5
     with torch.no_grad():
         layer.weight.uniform_(-bound, bound, generator=generator)
-        layer.bias.uniform_(-bound, bound, generator=generator)
+        if bias:
+            layer.bias.uniform_(-bound, bound, generator=generator)
     return layer
 
 
