@@ -108,9 +108,10 @@ class LinearDecoder(Decoder):
         self.group_loadings.bias.zero_()
         _set_loadings(self.group_loadings.weight, between)
         _set_loadings(self.instance_loadings.weight, _CODE_SHARE * within)
-        explained = self.instance_loadings.weight.square().sum(1)
-        noise = (within.diagonal() - explained).clamp(min=_MIN_START_VARIANCE)
-        self.log_noise.copy_(0.5 * noise.log())
+        if self.log_noise.requires_grad:
+            explained = self.instance_loadings.weight.square().sum(1)
+            noise = (within.diagonal() - explained).clamp(min=_MIN_START_VARIANCE)
+            self.log_noise.copy_(0.5 * noise.log())
         return self.group_loadings.weight
 
 

@@ -6,13 +6,13 @@ style or a marker tells too, so that the pictures can be read in grey.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +30,7 @@ _MAX_LINES = 200
 
 def plot_group_densities(
     X: Any,
-    groups: ArrayLike,
+    groups: Iterable[Hashable],
     *,
     ax: Axes | None = None,
     xlabel: str | None = None,
@@ -71,9 +71,12 @@ def plot_group_densities(
     4
     """
     values, name = _column(X, "X")
-    codes, labels = pd.factorize(np.asarray(groups))
+    # A Series keeps labels that are tuples as one label each, where an array would make columns of them.
+    codes, labels = pd.factorize(pd.Series(list(groups)).to_numpy())
     if codes.shape != values.shape:
         raise ValueError(f"groups has {len(codes)} labels but X has {len(values)} rows; pass one label a row")
+    if (codes < 0).any():
+        raise ValueError("groups has missing labels; drop those rows or label them")
     if max_groups < 1:
         raise ValueError(f"max_groups must be at least 1, got {max_groups}")
     ax = _axes(ax)

@@ -21,7 +21,7 @@ from skgroupvae.network import ElboTerms, GroupVAENetwork
 
 __all__ = ["TrainingSettings", "fit_network", "resolve_schedule"]
 
-# Enough for 65 groups as for 32,768 (benchmarks/exam_scores.py); what "auto" aims at.
+# Enough for 65 groups as for 32,768 (examples/benchmark_exam_scores.py); what "auto" aims at.
 _AUTO_STEPS = 1000
 _AUTO_MAX_BATCH = 256
 _AUTO_BATCHES_PER_EPOCH = 8

@@ -2,8 +2,8 @@
 
 Every figure is a ratio to the exact posterior on the same 2,048 fresh groups. One line a protocol and seed:
 
-    python benchmarks/exam_scores.py                 # all protocols, 3 seeds
-    python benchmarks/exam_scores.py --seeds 1 --protocol stated
+    python examples/benchmark_exam_scores.py                 # all protocols, 3 seeds
+    python examples/benchmark_exam_scores.py --seeds 1 --protocol stated
 """
 
 from __future__ import annotations
