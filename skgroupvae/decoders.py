@@ -36,6 +36,10 @@ class Decoder(nn.Module, ABC):
         Number V of instance codes.
     """
 
+    # From the spread of the whole table the noise has far to go: at the common rate it is still on its way
+    # when the fit ends.
+    noise_rate_factor = 10.0
+
     def __init__(self, n_features: int, n_instance_codes: int) -> None:
         super().__init__()
         self.n_features = n_features
@@ -87,6 +91,10 @@ class Decoder(nn.Module, ABC):
 
 class LinearDecoder(Decoder):
     """Mean linear in both codes, ``b + W_u u + W_v v``: a linear mixed model (grouped factor analysis)."""
+
+    # The noise starts where it belongs. A larger rate would only let it wander where the data cannot tell it
+    # from the instance code.
+    noise_rate_factor = 1.0
 
     def __init__(
         self,

@@ -70,11 +70,11 @@ class GroupVAE(TransformerMixin, GroupedEstimator, auto_wrap_output_keys=None): 
     hidden_sizes : tuple of int, default=(32, 32)
         Widths of the hidden layers of every network.
     max_epochs : int or "auto", default="auto"
-        Passes over the groups. "auto" is about 1,000 steps in all: 8 epochs for 32,768 groups, 111 for 65.
+        Passes over the groups. "auto" is about 1,250 steps in all: 10 epochs for 32,768 groups, 139 for 65.
     batch_size : int or "auto", default="auto"
         Groups a step (fewer where they hold more than 65,536 rows). "auto" is an eighth of the groups, at
         least 1 and at most 256.
-    learning_rate : float, default=0.02
+    learning_rate : float, default=0.01
         Peak rate of Adam on a one-cycle schedule.
     n_decoder_samples : int, default=16
         Draws of the codes for the decoder's importance-weighted gradient; 1 learns it by the ELBO, which
@@ -192,7 +192,7 @@ class GroupVAE(TransformerMixin, GroupedEstimator, auto_wrap_output_keys=None): 
         hidden_sizes: Sequence[int] = (32, 32),
         max_epochs: int | str = "auto",
         batch_size: int | str = "auto",
-        learning_rate: float = 0.02,
+        learning_rate: float = 0.01,
         n_decoder_samples: int = 16,
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
