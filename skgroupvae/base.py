@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch.distributions import Normal
@@ -21,7 +21,7 @@ from skgroupvae.evidence import Evidence
 from skgroupvae.groups import GroupIndex, Segments, iter_group_batches
 from skgroupvae.network import GroupVAENetwork
 from skgroupvae.progress import progress_bar
-from skgroupvae.training import TrainingSettings, fit_network, resolve_schedule
+from skgroupvae.training import HISTORY_TERMS, TrainingSettings, fit_network, resolve_schedule
 from skgroupvae.validation import (
     check_groups,
     check_hidden_sizes,
@@ -41,7 +41,7 @@ _MAX_AUTO_INSTANCE_CODES = 10
 _CHUNK_GROUPS = 16_384
 
 
-class GroupedEstimator(BaseEstimator):
+class GroupedEstimator(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):  # type: ignore[call-arg]
     """Base class: fits the network of the parameters that its subclass declares.
 
     The subclass has the constructor and the public methods; this class has what they share.
@@ -77,14 +77,16 @@ class GroupedEstimator(BaseEstimator):
         table, groups = split_group_column(X, self.group_column, groups)
         x = check_table(self, table, reset=True)
         labels = check_groups(groups, x.shape[0], type(self).__name__, warn=True)
-        index = GroupIndex.from_labels(labels, x)
         seeds = check_random_state(self.random_state)
         generator = torch.Generator().manual_seed(int(seeds.randint(2**31 - 1)))
 
         self._centre = x.mean(axis=0, dtype=np.float64)
         spread = x.std(axis=0, dtype=np.float64)
-        # A constant column: any scale does, and 1 keeps its units.
-        self._scale = np.where(spread > 1e-12 * np.maximum(1.0, np.abs(self._centre)), spread, 1.0)
+        # A constant column (up to rounding): any scale does, and 1 keeps its units.
+        self._scale = np.where(spread > 1e-12 * np.abs(self._centre), spread, 1.0)
+        standard = self._standardize(x)
+        # Ordered by standardised values, so that the units of a column do not change the fit.
+        index = GroupIndex.from_labels(labels, standard)
         spec = NetworkSpec(
             group_encoder=self.group_encoder,
             instance_encoder=self.instance_encoder,
@@ -97,15 +99,17 @@ class GroupedEstimator(BaseEstimator):
         )
         network = build_network(spec, self._centre, self._scale, generator).to(device)
         self.network_ = network
-        rows = self._standardize(x)
+        rows = torch.tensor(standard, dtype=torch.float32, device=device)
         _start(network, rows, index)
-        history = self._train(rows, index, index.by_content(x), generator)
-        network.eval().requires_grad_(False)
+        history = self._train(rows, index, index.by_content(standard), generator)
+        # Training needs speed, inference digits: in float64 the codes of a group do not depend on its batch.
+        network.eval().requires_grad_(False).double()
 
         self.n_iter_ = len(history)
-        self.history_ = pd.DataFrame(history, index=pd.RangeIndex(1, len(history) + 1, name="epoch"))
+        epochs = pd.RangeIndex(1, len(history) + 1, name="epoch")
+        self.history_ = pd.DataFrame(history, index=epochs, columns=None if history else list(HISTORY_TERMS))
         self.noise_scale_ = network.decoder.log_noise.double().exp().cpu().numpy() * self._scale
-        self._evidence = Evidence.of_rows(network, rows, index)
+        self._evidence = Evidence.of_rows(network, self._to_tensor(standard), index)
         q_u = self._evidence.posterior(network)
         names = self._code_names("u")
         self.group_codes_ = pd.DataFrame(q_u.loc.cpu().numpy(), index=index.labels, columns=names)
@@ -118,7 +122,8 @@ class GroupedEstimator(BaseEstimator):
         if self.early_stopping:
             if index.n_groups < 2:
                 raise ValueError(
-                    "early_stopping=True needs at least 2 groups to hold one out; set it to False"
+                    "early_stopping=True needs at least 2 groups to hold one out, but all rows "
+                    f"(n_samples={len(rows)}) are one group; set it to False"
                 )
             n_held_out = int(np.clip(round(self.validation_fraction * index.n_groups), 1, index.n_groups - 1))
             groups = groups[torch.randperm(index.n_groups, generator=generator).numpy()]
@@ -154,21 +159,23 @@ class GroupedEstimator(BaseEstimator):
     def _device(self) -> torch.device:
         return self.network_.decoder.log_noise.device
 
-    def _standardize(self, x: NDArray[np.floating]) -> torch.Tensor:
-        rows = ((x - self._centre) / self._scale).astype(np.float32)
-        return torch.from_numpy(np.ascontiguousarray(rows)).to(self._device)
+    def _standardize(self, x: NDArray[np.floating]) -> NDArray[np.float64]:
+        return (x - self._centre) / self._scale
+
+    def _to_tensor(self, standard: NDArray[np.float64]) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(standard)).to(self._device)
 
     def _in_units(self, values: NDArray, dtype: Any) -> NDArray:
         """Standardised rows (N, D) back in the units of X."""
         return (values.astype(np.float64) * self._scale + self._centre).astype(dtype)
 
     def _read(self, X: Any, groups: Any) -> tuple[NDArray[np.floating], GroupIndex]:
-        """Rows and groups of a table that the fitted estimator is asked about."""
+        """Rows (in the units of X) and groups of a table that the fitted estimator is asked about."""
         check_is_fitted(self)
         table, groups = split_group_column(X, self.group_column, groups)
         x = check_table(self, table, reset=False)
         labels = check_groups(groups, x.shape[0], type(self).__name__)
-        return x, GroupIndex.from_labels(labels, x)
+        return x, GroupIndex.from_labels(labels, self._standardize(x))
 
     def _chunks(
         self, x: NDArray[np.floating], index: GroupIndex, evidence: Evidence | None = None
@@ -177,7 +184,7 @@ class GroupedEstimator(BaseEstimator):
 
         q(u) comes from `evidence`, one entry a group of `index`; without it, from the rows themselves.
         """
-        rows = self._standardize(x)
+        rows = self._to_tensor(self._standardize(x))
         if evidence is None:
             evidence = Evidence.of_rows(self.network_, rows, index)
         for batch in iter_group_batches(index.sizes, _CHUNK_GROUPS):
@@ -209,24 +216,25 @@ class GroupedEstimator(BaseEstimator):
     def _read_evidence(self, X: Any, groups: Any) -> Evidence:
         """Evidence of rows that come as context."""
         x, index = self._read(X, groups)
-        return Evidence.of_rows(self.network_, self._standardize(x), index)
+        return Evidence.of_rows(self.network_, self._to_tensor(self._standardize(x)), index)
 
     def _evidence_of_new(self, x: NDArray[np.floating], labels: pd.Index) -> Evidence:
         """Evidence of the rows whose group does not occur in the fit."""
         new = self._evidence.positions(labels) < 0
         if not new.any():
             return self._evidence.take(np.empty(0, dtype=np.intp))
-        index = GroupIndex.from_labels(np.asarray(labels[new]), x[new])
-        return Evidence.of_rows(self.network_, self._standardize(x[new]), index)
+        standard = self._standardize(x[new])
+        index = GroupIndex.from_labels(np.asarray(labels[new]), standard)
+        return Evidence.of_rows(self.network_, self._to_tensor(standard), index)
 
     def _translate(
         self, x: NDArray[np.floating], source: pd.Index, evidence: Evidence, target: NDArray[np.intp]
-    ) -> NDArray[np.float32]:
+    ) -> NDArray[np.float64]:
         """Standardised rows with their own v and the u at position `target` of `evidence`."""
-        index = GroupIndex.from_labels(np.asarray(source), x)
+        index = GroupIndex.from_labels(np.asarray(source), self._standardize(x))
         at_source = evidence.positions(index.labels)
         stays = at_source[index.codes] == target
-        values = np.empty(x.shape, dtype=np.float32)
+        values = np.empty(x.shape)
         with torch.no_grad():
             for where, rows, q_u, segments in self._chunks(x, index, evidence.take(at_source)):
                 q_v = inference.instance_posterior(self.network_, rows, q_u, segments)
@@ -239,7 +247,7 @@ class GroupedEstimator(BaseEstimator):
 
     def _decode(self, u: NDArray, v: NDArray) -> NDArray[np.float64]:
         """Mean of rows with these codes, in the units of X."""
-        u_tensor, v_tensor = (torch.tensor(c, dtype=torch.float32, device=self._device) for c in (u, v))
+        u_tensor, v_tensor = (torch.tensor(c, dtype=torch.float64, device=self._device) for c in (u, v))
         with torch.no_grad():
             mean = self.network_.decoder.mean(u_tensor, v_tensor)
         return self._in_units(mean.cpu().numpy(), np.float64)

@@ -29,8 +29,21 @@ def like_input(values: NDArray, original: Any, group_column: Any = None, labels:
             values, index=original.index, columns=[name for name in columns if name != group_column]
         )
         if group_column is not None:
-            frame[group_column] = np.asarray(labels)
+            frame[group_column] = _labels_like(original[group_column], labels)
         return frame[columns]
     if group_column is None:
         return values
-    return np.insert(values, group_column % (values.shape[1] + 1), np.asarray(labels), axis=1)
+    original = np.asarray(original)
+    table = np.empty(original.shape, dtype=np.result_type(values, original))
+    position = group_column % original.shape[1]
+    table[:, position] = np.asarray(labels)
+    table[:, np.arange(original.shape[1]) != position] = values
+    return table
+
+
+def _labels_like(column: pd.Series, labels: Any) -> pd.Series:
+    """Labels as a column of the same type, unless a category it does not have would be lost by that."""
+    by_row = pd.Series(np.asarray(labels), index=column.index)
+    if isinstance(column.dtype, pd.CategoricalDtype) and not by_row.isin(column.cat.categories).all():
+        return by_row
+    return by_row.astype(column.dtype)

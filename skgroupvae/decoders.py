@@ -178,7 +178,8 @@ class FormulaDecoder(Decoder):
         # The formula always sees two-dimensional codes, so that u[:, 0] and u[..., 0] both work.
         leading = v.shape[:-1]
         value = self.formula(u.reshape(-1, u.shape[-1]), v.reshape(-1, v.shape[-1]))
-        return ((value - self.centre) / self.scale).reshape(*leading, self.n_features)
+        standardized = (value.to(v.dtype) - self.centre) / self.scale
+        return standardized.reshape(*leading, self.n_features)
 
     def check(self, n_group_codes: int) -> None:
         """Call the formula once on three rows of zeros.
@@ -194,8 +195,9 @@ class FormulaDecoder(Decoder):
             with torch.no_grad():
                 value = self.formula(torch.zeros(3, n_group_codes), torch.zeros(3, self.n_instance_codes))
         except Exception as error:
+            reason = " ".join(str(error).split())
             raise ValueError(
-                f"decoder raised {type(error).__name__} on {arguments}: {error}; it must map these torch "
+                f"decoder raised {type(error).__name__} on {arguments}: {reason}; it must map these torch "
                 f"tensors to one of shape {expected}"
             ) from error
         if not isinstance(value, Tensor) or tuple(value.shape) != expected:

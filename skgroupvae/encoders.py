@@ -89,10 +89,10 @@ class DeepSetsEncoder(GroupEncoder):
         # One pseudo-row at the spread of the whole table keeps the log finite for a group of one row.
         variance = ((square - mean.square()).clamp(min=0.0) * sizes + 1.0) / (sizes + 1.0)
         summaries = torch.cat([mean, variance.sqrt(), variance.log(), learned, sizes.log()], dim=-1)
-        loc, log_scale = self.group_network(summaries.float()).chunk(2, dim=-1)
-        loc = loc + self.mean_predictor(mean.float())
+        loc, log_scale = self.group_network(summaries).chunk(2, dim=-1)
+        loc = loc + self.mean_predictor(mean)
         # A posterior narrows with the root of the number of rows; the network learns what departs from it.
-        return normal_from(loc, log_scale - 0.5 * torch.log1p(sizes).float())
+        return normal_from(loc, log_scale - 0.5 * torch.log1p(sizes))
 
 
 class AverageEncoder(GroupEncoder):

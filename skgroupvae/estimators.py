@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
@@ -29,7 +28,7 @@ __all__ = ["GroupVAE"]
 _SCORE_SEED = 0
 
 
-class GroupVAE(TransformerMixin, GroupedEstimator, auto_wrap_output_keys=None):  # type: ignore[call-arg]
+class GroupVAE(GroupedEstimator, auto_wrap_output_keys=None):  # type: ignore[call-arg]
     r"""Group variational autoencoder: what the rows of a group share, apart from what is each row's own.
 
     The model of a group's rows (section 2 of the CxVAE paper) is

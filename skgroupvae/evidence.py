@@ -72,10 +72,9 @@ class Evidence:
 
     @torch.no_grad()
     def posterior(self, network: GroupVAENetwork) -> Normal:
-        """q(u) of each group, Normal over (G, U) in float32."""
+        """q(u) of each group, Normal over (G, U)."""
         device = network.decoder.log_noise.device
-        q_u = network.group_encoder.posterior(
+        return network.group_encoder.posterior(
             torch.from_numpy(self.totals).to(device),
             torch.from_numpy(self.sizes.astype(np.float64)).to(device),
         )
-        return Normal(q_u.loc.float(), q_u.scale.float(), validate_args=False)

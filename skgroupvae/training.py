@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from skgroupvae.groups import GroupIndex, Segments, iter_group_batches
 from skgroupvae.network import ElboTerms, GroupVAENetwork
 
-__all__ = ["TrainingSettings", "fit_network", "resolve_schedule"]
+__all__ = ["HISTORY_TERMS", "TrainingSettings", "fit_network", "resolve_schedule"]
 
+# What history keeps of an epoch, in nats per row.
+HISTORY_TERMS = ("loss", "reconstruction", "kl_u", "kl_v", "mutual_information")
 # Enough for 65 groups as for 32,768 (examples/benchmark_exam_scores.py); what "auto" aims at.
 _AUTO_STEPS = 1250
 _AUTO_MAX_BATCH = 256
@@ -248,8 +250,8 @@ def _make_optimizer(
     if noise.requires_grad:
         parameters.append({"params": [noise]})
         rates.append(learning_rate * network.decoder.noise_rate_factor)
-    # After a spike, Adam moves a parameter by up to rate / sqrt(1 - beta2): with the usual 0.999 one odd batch
-    # threw the noise scale off by six nats.
+    # After a spike, Adam moves a parameter by up to rate / sqrt(1 - beta2): with the usual 0.999 one odd
+    # batch threw the noise scale off by a factor of 400.
     optimizer = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.99), fused=True)
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=n_steps)
 
@@ -270,14 +272,9 @@ def _record(terms: ElboTerms, information: Tensor, n_rows: int, weight: float) -
         float(part.detach().sum()) / n_rows for part in (terms.reconstruction, terms.kl_u, terms.kl_v)
     )
     bound = float(information.detach())
-    return {
-        "loss": kl_u + kl_v - reconstruction + weight * bound,
-        "reconstruction": reconstruction,
-        "kl_u": kl_u,
-        "kl_v": kl_v,
-        "mutual_information": bound,
-        "n_rows": n_rows,
-    }
+    loss = kl_u + kl_v - reconstruction + weight * bound
+    record = dict(zip(HISTORY_TERMS, (loss, reconstruction, kl_u, kl_v, bound), strict=True))
+    return record | {"n_rows": n_rows}
 
 
 def _mean_by_rows(records: list[dict[str, float]]) -> dict[str, float]:

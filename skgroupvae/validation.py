@@ -118,7 +118,7 @@ def check_groups(
                 "sklearn.set_config(enable_metadata_routing=True)), or set group_column to the column that "
                 "holds the labels",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         return np.arange(n_rows)
     labels = as_label_array(groups)
