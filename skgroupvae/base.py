@@ -108,7 +108,7 @@ class GroupedEstimator(TransformerMixin, BaseEstimator, auto_wrap_output_keys=No
         self.n_iter_ = len(history)
         epochs = pd.RangeIndex(1, len(history) + 1, name="epoch")
         self.history_ = pd.DataFrame(history, index=epochs, columns=None if history else list(HISTORY_TERMS))
-        self.noise_scale_ = network.decoder.log_noise.double().exp().cpu().numpy() * self._scale
+        self.noise_scale_ = network.decoder.noise_scale.cpu().numpy() * self._scale
         self._evidence = Evidence.of_rows(network, self._to_tensor(standard), index)
         q_u = self._evidence.posterior(network)
         names = self._code_names("u")

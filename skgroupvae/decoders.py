@@ -56,6 +56,11 @@ class Decoder(nn.Module, ABC):
         mean = self.mean(u, v)
         return normal_from(mean, self.log_noise.expand_as(mean))
 
+    @property
+    def noise_scale(self) -> Tensor:
+        """Standard deviation of the noise (D,), in standardised units."""
+        return normal_from(self.log_noise, self.log_noise).scale
+
     def fix_noise(self, noise: Tensor) -> None:
         """Set the noise standard deviation (D,), in standardised units, and stop learning it."""
         self.log_noise = nn.Parameter(noise.log(), requires_grad=False)

@@ -249,13 +249,15 @@ def linearized_posterior(x: Tensor, u: Tensor, segments: Segments, decoder: Deco
     posterior : Normal over (N, V)
     """
     centre, slope = decoder.linearize(u)
-    weighted = (slope * torch.exp(-2.0 * decoder.log_noise)[:, None]).mT
-    precision = weighted @ slope + torch.eye(slope.shape[-1], dtype=x.dtype, device=x.device)
+    # Where the noise is small float32 would lose the prior and with it the inverse; the matrices are small.
+    slope = slope.double()
+    weighted = (slope * decoder.noise_scale.double().pow(-2.0)[:, None]).mT
+    precision = weighted @ slope + torch.eye(slope.shape[-1], dtype=slope.dtype, device=x.device)
     if precision.shape[-1] == 1:
         gain = weighted / precision
     else:
         gain = torch.cholesky_solve(weighted, torch.linalg.cholesky(precision))
     residual = x - segments.expand(centre)
-    loc = (segments.expand(gain) * residual[:, None, :]).sum(-1)
-    log_scale = -0.5 * precision.diagonal(dim1=-2, dim2=-1).log()
-    return Normal(loc, segments.expand(log_scale.exp()), validate_args=False)
+    loc = (segments.expand(gain.to(x.dtype)) * residual[:, None, :]).sum(-1)
+    scale = precision.diagonal(dim1=-2, dim2=-1).rsqrt().to(x.dtype)
+    return Normal(loc, segments.expand(scale), validate_args=False)

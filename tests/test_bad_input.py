@@ -36,6 +36,9 @@ def with_cell(value) -> pd.DataFrame:
     return X
 
 
+WIDE = pd.DataFrame(np.ones((N, 200)), columns=[f"column {j}" for j in range(200)])
+
+
 class WrongShape(Decoder):
     def mean(self, u, v):
         return torch.zeros(*v.shape[:-1], self.n_features + 1)
@@ -70,6 +73,7 @@ BAD_FITS = {
     "groups twice": (table(), GROUPS, {"group_column": "score"}, "groups.*group_column.*pass one of"),
     # the group column
     "unknown group column": (table(), None, {"group_column": "school"}, "group_column='school'.*columns are"),
+    "unknown group column of many": (WIDE, None, {"group_column": "g"}, "group_column='g'.*columns are"),
     "group column out of range": (table().to_numpy(), None, {"group_column": 7}, "group_column=7.*2 columns"),
     "named group column of an array": (
         table().to_numpy(),
@@ -116,6 +120,8 @@ BAD_FITS = {
         {},
         r"X contains inf.*\[(1|'effort')\].*replace",
     ),
+    "NaN in many columns": (WIDE * np.nan, GROUPS, {}, "X contains NaN.*(drop|impute)"),
+    "many text columns": (WIDE.astype(str), GROUPS, {}, "X.*non-numeric.*(drop|encode)"),
     "NaN cell": (with_cell(np.nan), GROUPS, {}, r"X contains NaN.*\['effort'\].*(drop|impute)"),
     "missing nullable cell": (
         table().assign(effort=pd.array([1, None] * 6, dtype="Int64")),
@@ -152,6 +158,7 @@ BAD_FITS = {
         "hidden_sizes.*positive integers",
     ),
     "zero noise": (table(), GROUPS, {"noise_scale": 0.0}, "noise_scale.*0"),
+    "many noise scales": (table(), GROUPS, {"noise_scale": np.ones(200)}, "noise_scale.*2 of them"),
     "three noise scales for two columns": (
         table(),
         GROUPS,
@@ -286,7 +293,14 @@ BAD_TABLES = {
     },
 }
 # These change the number or names of the columns too, and either complaint would do.
-for _name in ("dates", "categories", "three-dimensional table", "no columns"):
+for _name in (
+    "NaN in many columns",
+    "many text columns",
+    "dates",
+    "categories",
+    "three-dimensional table",
+    "no columns",
+):
     del BAD_TABLES[_name]
 METHODS = ("reconstruct", "score", "score_samples", "sample_codes")
 
@@ -344,6 +358,7 @@ BAD_TRANSLATIONS = {
     "missing source": (lambda m: m.translate(X0, [None, *GROUPS[1:]], "a"), "source_group.*1 missing.*drop"),
     "missing target": (lambda m: m.translate(X0, GROUPS, np.nan), "target_group.*missing"),
     "target of lists": (lambda m: m.translate(X0, GROUPS, [["a"]] * N), "target_group.*hashable"),
+    "target of a table": (lambda m: m.translate(X0, GROUPS, table()), "target_group.*label"),
     "target of a dict": (lambda m: m.translate(X0, GROUPS, {"a": 1}), "target_group.*label"),
     "wrong columns": (lambda m: m.translate(X0[["score"]], GROUPS, "a"), "(feature|column).*effort"),
     "context without groups": (lambda m: m.translate(X0, GROUPS, "z", context=X0), r"context.*\(X, groups\)"),
@@ -358,6 +373,12 @@ BAD_TRANSLATIONS = {
         "context.*NaN",
     ),
 }
+
+
+def test_context_without_groups_is_not_read_as_groups_by_number():
+    model = fast().fit(table(), groups=np.repeat([0, 1, 2], 4))
+    with pytest.raises(ValueError, match=r"context.*\(X, groups\)"):
+        model.translate(table(), 0, 1, context=(table(), None))
 
 
 @pytest.mark.parametrize(("call", "message"), BAD_TRANSLATIONS.values(), ids=BAD_TRANSLATIONS)
@@ -472,8 +493,8 @@ def test_constant_columns_come_back_as_they_are():
 
 
 def test_rows_of_singleton_groups_are_modelled_no_worse_than_by_one_normal():
-    # standard normals has a log-likelihood of -2.84 on average, and one nat is a lot to lose.
-    # standard normals has a log-likelihood of -2.84 on average, and one nat is a lot to lose.
+    # Nothing tells u from v here, but the rows are plain normals, and a short fit must not lose that. Two
+    # standard normals have a log-likelihood of -2.84 on average, and one nat is a lot to lose.
     X = np.random.RandomState(0).normal(size=(200, 2))
     model = fast(decoder="linear", max_epochs=5, batch_size=20, n_importance_samples=100).fit(
         X, groups=range(200)

@@ -27,6 +27,7 @@ from skgroupvae.encoders import (
     UnconditionalEncoder,
     linearized_posterior,
 )
+from skgroupvae.groups import Segments
 
 D, U, V = 2, 3, 2
 SIZES = (1, 2, 3, 7)
@@ -87,11 +88,12 @@ def test_group_posterior_has_one_normal_a_group(kind):
 
 
 @group_encoders
-def test_group_posterior_reads_float64_evidence_as_it_reads_float32(kind):
+def test_group_encoder_in_double_precision_is_the_same_encoder(kind):
     encoder, x, segments = make_group_encoder(kind), rows(), segments_of(SIZES)
-    by_group = segments.sum(encoder.evidence(x).double())
-    wide = encoder.posterior(by_group, segments.sizes.double())
-    assert_same(Normal(wide.loc.float(), wide.scale.float()), encoder(x, segments), rtol=1e-4, atol=1e-5)
+    narrow = encoder(x, segments)
+    wide = encoder.double()(x.double(), Segments(segments.codes, segments.sizes.double()))
+    assert wide.loc.dtype == wide.scale.dtype == torch.float64
+    assert_same(Normal(wide.loc.float(), wide.scale.float()), narrow, rtol=1e-4, atol=1e-5)
 
 
 @group_encoders

@@ -126,6 +126,15 @@ def test_double_precision_formula_works(exam, quick):
     np.testing.assert_allclose(model.group_codes_, same.group_codes_, atol=1e-3)
 
 
+def test_formula_may_hold_single_precision_constants(exam, quick):
+    # Matrix products do not mix precisions, and the codes may come in either.
+    loadings = torch.tensor([[2.0], [0.5]])
+    model = quick(2, 1, decoder=lambda u, v: u @ loadings + v).fit(exam.X, groups=exam.groups)
+    u, v = model.transform(exam.X, groups=exam.groups)
+    np.testing.assert_allclose(model.inverse_transform(u, v), u @ loadings.numpy() + v, rtol=1e-5, atol=1e-5)
+    assert np.isfinite(model.score(exam.X, groups=exam.groups))
+
+
 def test_fitted_attributes(pupils_model, X, school):
     model = pupils_model
     assert model.n_features_in_ == 2

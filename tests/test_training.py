@@ -278,8 +278,8 @@ def test_estimator_interrupted_in_its_first_epoch_is_usable(exam, quick, monkeyp
 
 def test_a_limit_of_rows_may_cut_every_epoch_into_other_batches(problem, monkeypatch):
     # The number of batches then depends on the order of the groups, and the schedule must not run out.
-    monkeypatch.setitem(iter_group_batches.__kwdefaults__, "max_rows", 8)
-    assert len(fit(problem, max_epochs=20)) == 20
+    monkeypatch.setitem(iter_group_batches.__kwdefaults__, "max_rows", 11)
+    assert len(fit(problem, max_epochs=60)) == 60
 
 
 def test_progress_sees_every_epoch(problem):
