@@ -169,12 +169,14 @@ class GroupedEstimator(TransformerMixin, BaseEstimator, auto_wrap_output_keys=No
         """Standardised rows (N, D) back in the units of X."""
         return (values.astype(np.float64) * self._scale + self._centre).astype(dtype)
 
-    def _read(self, X: Any, groups: Any) -> tuple[NDArray[np.floating], GroupIndex]:
+    def _read(
+        self, X: Any, groups: Any, names: tuple[str, str] = ("X", "groups")
+    ) -> tuple[NDArray[np.floating], GroupIndex]:
         """Rows (in the units of X) and groups of a table that the fitted estimator is asked about."""
         check_is_fitted(self)
         table, groups = split_group_column(X, self.group_column, groups)
-        x = check_table(self, table, reset=False)
-        labels = check_groups(groups, x.shape[0], type(self).__name__)
+        x = check_table(self, table, reset=False, name=names[0])
+        labels = check_groups(groups, x.shape[0], type(self).__name__, name=names[1])
         return x, GroupIndex.from_labels(labels, self._standardize(x))
 
     def _chunks(
@@ -213,9 +215,13 @@ class GroupedEstimator(TransformerMixin, BaseEstimator, auto_wrap_output_keys=No
             return wrap_codes(self, np.hstack([u, v]), X, u_names + v_names)
         return wrap_codes(self, u, X, u_names), wrap_codes(self, v, X, v_names)
 
-    def _read_evidence(self, X: Any, groups: Any) -> Evidence:
-        """Evidence of rows that come as context."""
-        x, index = self._read(X, groups)
+    def _evidence_of_context(self, context: Any) -> Evidence:
+        """Evidence of the rows of context=(X, groups)."""
+        if not isinstance(context, (tuple, list)) or len(context) != 2:
+            raise ValueError("context must be a pair (X, groups): rows and their labels")
+        if context[1] is None and self.group_column is None:
+            raise ValueError("context=(X, groups) has no groups; pass one label a row of it")
+        x, index = self._read(context[0], context[1], ("X of context", "groups of context"))
         return Evidence.of_rows(self.network_, self._to_tensor(self._standardize(x)), index)
 
     def _evidence_of_new(self, x: NDArray[np.floating], labels: pd.Index) -> Evidence:

@@ -141,8 +141,12 @@ def _resolve(choice: Any, registry: Mapping[str, Callable[..., Any]], **argument
 def _build_decoder(
     spec: NetworkSpec, centre: NDArray[np.float64], scale: NDArray[np.float64], arguments: dict[str, Any]
 ) -> Decoder:
-    if isinstance(spec.decoder, (str, Decoder)):
+    if isinstance(spec.decoder, str):
         return _resolve(spec.decoder, DECODERS, **arguments)
+    if isinstance(spec.decoder, Decoder):
+        decoder = copy.deepcopy(spec.decoder)
+        decoder.check(spec.n_group_codes)
+        return decoder
     formula = copy.deepcopy(spec.decoder) if isinstance(spec.decoder, nn.Module) else spec.decoder
     decoder = FormulaDecoder(
         formula,

@@ -61,6 +61,37 @@ class Decoder(nn.Module, ABC):
         """Standard deviation of the noise (D,), in standardised units."""
         return normal_from(self.log_noise, self.log_noise).scale
 
+    def check(self, n_group_codes: int) -> None:
+        """Ask for the mean of three rows of zeros, as the fit will: with gradients.
+
+        Raises
+        ------
+        ValueError
+            If it fails or returns anything but a tensor of shape (3, D).
+        """
+        expected = (3, self.n_features)
+        arguments = f"u of shape (3, {n_group_codes}) and v of shape (3, {self.n_instance_codes})"
+        try:
+            u, v = (torch.zeros(3, n, requires_grad=True) for n in (n_group_codes, self.n_instance_codes))
+            with torch.enable_grad():
+                value = self._unscaled(u, v)
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"decoder raised {type(error).__name__} on {arguments}: {reason}; it must map these torch "
+                f"tensors to one of shape {expected}"
+            ) from error
+        if not isinstance(value, Tensor) or tuple(value.shape) != expected:
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"decoder returned {got} for {arguments}; it must return a tensor of shape {expected}, "
+                "one column a column of X"
+            )
+
+    def _unscaled(self, u: Tensor, v: Tensor) -> Tensor:
+        """What `check` looks at: the mean before any scaling that could hide its shape."""
+        return self.mean(u, v)
+
     def fix_noise(self, noise: Tensor) -> None:
         """Set the noise standard deviation (D,), in standardised units, and stop learning it."""
         self.log_noise = nn.Parameter(noise.log(), requires_grad=False)
@@ -176,41 +207,32 @@ class FormulaDecoder(Decoder):
     ) -> None:
         super().__init__(n_features, n_instance_codes)
         self.formula = formula
+        self.single_precision = False
         self.register_buffer("centre", centre)
         self.register_buffer("scale", scale)
 
     def mean(self, u: Tensor, v: Tensor) -> Tensor:
         # The formula always sees two-dimensional codes, so that u[:, 0] and u[..., 0] both work.
         leading = v.shape[:-1]
-        value = self.formula(u.reshape(-1, u.shape[-1]), v.reshape(-1, v.shape[-1]))
+        value = self._unscaled(u.reshape(-1, u.shape[-1]), v.reshape(-1, v.shape[-1]))
         standardized = (value.to(v.dtype) - self.centre) / self.scale
         return standardized.reshape(*leading, self.n_features)
 
-    def check(self, n_group_codes: int) -> None:
-        """Call the formula once on three rows of zeros.
+    def _unscaled(self, u: Tensor, v: Tensor) -> Tensor:
+        return self.formula(u.float(), v.float()) if self.single_precision else self.formula(u, v)
 
-        Raises
-        ------
-        ValueError
-            If it fails or returns anything but a tensor of shape (3, D).
-        """
-        expected = (3, self.n_features)
-        arguments = f"u of shape (3, {n_group_codes}) and v of shape (3, {self.n_instance_codes})"
+    def check(self, n_group_codes: int) -> None:
+        super().check(n_group_codes)
+        if isinstance(self.formula, nn.Module):
+            return  # its parameters and buffers follow the network's precision
         try:
             with torch.no_grad():
-                value = self.formula(torch.zeros(3, n_group_codes), torch.zeros(3, self.n_instance_codes))
-        except Exception as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(
-                f"decoder raised {type(error).__name__} on {arguments}: {reason}; it must map these torch "
-                f"tensors to one of shape {expected}"
-            ) from error
-        if not isinstance(value, Tensor) or tuple(value.shape) != expected:
-            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
-                f"decoder returned {got} for {arguments}; it must return a tensor of shape {expected}, "
-                "one column a column of X"
-            )
+                self.formula(
+                    torch.zeros(3, n_group_codes).double(), torch.zeros(3, self.n_instance_codes).double()
+                )
+        except Exception:
+            # It holds float32 tensors of its own, which do not mix with float64 in a matrix product.
+            self.single_precision = True
 
 
 def _set_loadings(weight: Tensor, covariance: Tensor) -> None:

@@ -18,9 +18,8 @@ from torch import nn
 from skgroupvae import inference
 from skgroupvae.base import GroupedEstimator
 from skgroupvae.building import DECODERS, GROUP_ENCODERS, INSTANCE_ENCODERS, REGULARIZERS
-from skgroupvae.groups import as_label_array
 from skgroupvae.nn import draw
-from skgroupvae.validation import check_labels_by_row, check_table, split_group_column
+from skgroupvae.validation import check_groups, check_labels_by_row, check_table, split_group_column
 
 __all__ = ["GroupVAE"]
 
@@ -351,21 +350,17 @@ class GroupVAE(GroupedEstimator, auto_wrap_output_keys=None):  # type: ignore[ca
         """
         check_is_fitted(self)
         codes = np.asarray(u, dtype=np.float64)
-        if v is not None:
-            v_values = np.asarray(v, dtype=np.float64)
-            if codes.ndim != 2 or v_values.ndim != 2 or len(codes) != len(v_values):
-                raise ValueError(
-                    f"u and v must be two-dimensional with one row each a row of X, got shapes {codes.shape} "
-                    f"and {v_values.shape}"
-                )
-            codes = np.hstack([codes, v_values])
-        n_codes = self.n_group_codes + self._n_instance_codes
-        if codes.ndim != 2 or codes.shape[1] != n_codes:
+        n_group, n_instance = self.n_group_codes, self._n_instance_codes
+        parts = np.split(codes, [n_group], axis=-1) if v is None else [codes, np.asarray(v, dtype=np.float64)]
+        expected = [(len(codes), n_group), (len(codes), n_instance)]
+        if [part.shape for part in parts] != expected:
             raise ValueError(
-                f"u and v must have {self.n_group_codes} and {self._n_instance_codes} columns, got "
-                f"shape {codes.shape} together; pass what transform returned"
+                f"u and v must have {n_group} and {n_instance} columns and a row each for a row of X, got shapes "
+                f"{' and '.join(str(part.shape) for part in parts)}; pass what transform returned"
             )
-        values = self._decode(codes[:, : self.n_group_codes], codes[:, self.n_group_codes :])
+        if not all(np.isfinite(part).all() for part in parts):
+            raise ValueError("u and v must be finite, got NaN or infinite values; drop these rows")
+        values = self._decode(*parts)
         if not isinstance(u, pd.DataFrame):
             return values
         names = getattr(self, "feature_names_in_", [f"x{j}" for j in range(self.n_features_in_)])
@@ -414,7 +409,9 @@ class GroupVAE(GroupedEstimator, auto_wrap_output_keys=None):  # type: ignore[ca
             in_column if source_group is None else source_group, len(x), "source_group"
         )
         target = check_labels_by_row(target_group, len(x), "target_group")
-        evidence = self._evidence if context is None else self._evidence.plus(self._read_evidence(*context))
+        evidence = (
+            self._evidence if context is None else self._evidence.plus(self._evidence_of_context(context))
+        )
         evidence = evidence.plus(self._evidence_of_new(x, source))
         positions = evidence.positions(target)
         if (positions < 0).any():
@@ -455,11 +452,14 @@ class GroupVAE(GroupedEstimator, auto_wrap_output_keys=None):  # type: ignore[ca
         """
         check_is_fitted(self)
         rng = check_random_state(random_state)
+        for name, value in (("n_groups", n_groups), ("group_size", group_size)):
+            if not isinstance(value, Integral) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
         if groups is None:
             labels = np.arange(n_groups)
             u = rng.standard_normal((n_groups, self.n_group_codes))
         else:
-            labels = np.asarray(as_label_array(groups))
+            labels = np.asarray(check_groups(groups, len(groups), type(self).__name__))
             positions = self._evidence.positions(pd.Index(labels, tupleize_cols=False))
             if (positions < 0).any():
                 raise ValueError(

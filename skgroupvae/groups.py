@@ -119,9 +119,7 @@ def as_label_array(labels: Sequence[Hashable] | NDArray | pd.Series) -> NDArray 
     if isinstance(labels, (np.ndarray, pd.Series, pd.Index, pd.api.extensions.ExtensionArray)):
         return labels
     labels = list(labels)
-    array = np.empty(len(labels), dtype=object)
-    array[:] = labels
-    return array
+    return np.fromiter(labels, dtype=object, count=len(labels))
 
 
 def _row_keys(X: NDArray) -> NDArray[np.float64]:

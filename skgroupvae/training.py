@@ -185,7 +185,9 @@ class _Trainer:
             self._correct_decoder_gradient(batch)
         nn.utils.clip_grad_norm_(self.parameters, _MAX_GRADIENT_NORM)
         self.optimizer.step()
-        self.schedule.step()
+        # Where rows bound the batches their number varies by a few with the order of the groups.
+        if self.schedule.last_epoch < self.schedule.total_steps - 1:
+            self.schedule.step()
         return _record(terms, information, x.shape[0], self.settings.regularizer_weight)
 
     def _regularize(self, x: Tensor, v: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
@@ -241,7 +243,7 @@ def _model_parameters(network: GroupVAENetwork) -> list[nn.Parameter]:
 
 def _make_optimizer(
     network: GroupVAENetwork, learning_rate: float, n_steps: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.OneCycleLR]:
     """Adam on a one-cycle schedule (Smith and Topin 2019), the noise scale at a rate of its own."""
     noise = network.decoder.log_noise
     others = [p for p in _model_parameters(network) if p is not noise]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
@@ -59,8 +60,7 @@ def split_group_column(X: Any, group_column: Hashable, groups: Any) -> tuple[Any
     position = int(group_column)
     if not -X.shape[1] <= position < X.shape[1]:
         raise ValueError(f"group_column={group_column} is out of range for X with {X.shape[1]} columns")
-    rest = np.delete(X, position, axis=1)
-    return (rest.astype(np.float64) if rest.dtype == object else rest), X[:, position]
+    return np.delete(X, position, axis=1), X[:, position]
 
 
 def column_name(X: pd.DataFrame, group_column: Hashable) -> Hashable:
@@ -69,41 +69,62 @@ def column_name(X: pd.DataFrame, group_column: Hashable) -> Hashable:
         return group_column
     if isinstance(group_column, Integral) and -X.shape[1] <= group_column < X.shape[1]:
         return X.columns[int(group_column)]
-    raise ValueError(f"group_column={group_column!r} is not a column of X; its columns are {list(X.columns)}")
+    raise ValueError(
+        f"group_column={group_column!r} is not a column of X; its columns are {_some(list(X.columns))}"
+    )
 
 
 def check_table(estimator: BaseEstimator, X: Any, *, reset: bool, name: str = "X") -> NDArray[np.floating]:
     """Finite numeric table (N, D), float32 kept as it is; sets or checks the names and number of columns."""
     if isinstance(X, pd.DataFrame):
-        numeric = [pd.api.types.is_numeric_dtype(dtype) for dtype in X.dtypes]
-        if not all(numeric):
-            bad = list(X.columns[~np.array(numeric)])
+        bad = [c for c, dtype in X.dtypes.items() if not pd.api.types.is_numeric_dtype(dtype)]
+        if bad:
             raise ValueError(
-                f"{name} has non-numeric columns {bad}; encode them as numbers, drop them, or name the label "
-                "column in group_column"
+                f"{name} has non-numeric columns {_some(bad)}; encode them as numbers, drop them, or name "
+                "the label column in group_column"
             )
     if hasattr(X, "shape") and len(X.shape) == 2 and X.shape[0] == 0:
         raise ValueError(
             f"{name} is empty: found 0 samples (shape={tuple(X.shape)}) while a minimum of 1 is required; "
             "pass at least one row"
         )
-    array = validate_data(
-        estimator,
-        X,
-        reset=reset,
-        dtype=[np.float64, np.float32],
-        ensure_all_finite=False,
-    )
+    try:
+        array = validate_data(
+            estimator, X, reset=reset, dtype=[np.float64, np.float32], ensure_all_finite=False
+        )
+    except (ValueError, TypeError) as error:
+        raise type(error)(_about_table(name, str(error))) from error
     for what, bad_cells, remedy in (
         ("NaN", np.isnan(array), "drop or impute these rows first"),
         ("infinite values (inf)", np.isinf(array), "replace or drop them first"),
     ):
         if bad_cells.any():
             columns = np.flatnonzero(bad_cells.any(axis=0))
-            names = getattr(estimator, "feature_names_in_", columns)
-            shown = [str(names[c]) if names is not columns else int(c) for c in columns]
-            raise ValueError(f"{name} contains {what} in columns {shown}; {remedy}")
+            names = getattr(estimator, "feature_names_in_", np.arange(array.shape[1]))
+            raise ValueError(f"{name} contains {what} in columns {_some(list(names[columns]))}; {remedy}")
     return array
+
+
+def _about_table(name: str, reason: str) -> str:
+    """scikit-learn's reason for refusing a table, on one line and with the argument's name and a remedy."""
+    reason = " ".join(re.sub(r"array=\[.*\]\.", "", reason, flags=re.DOTALL).split())
+    if "could not convert" in reason:
+        return f"{name} has non-numeric values ({reason}); encode them as numbers or drop these columns"
+    if "inhomogeneous" in reason or "setting an array element" in reason:
+        return f"{name} is not a table: its rows differ in length or hold sequences; pass one number a cell"
+    if "Complex data" in reason:
+        return f"{name}: Complex data not supported; pass real numbers, for instance two columns"
+    if "at least one array" in reason:
+        return (
+            f"{name} has no column of data (0 feature(s)) while a minimum of 1 is required; pass one or more"
+        )
+    return f"{name} cannot be used: {reason} Pass a two-dimensional table with the columns of fit"
+
+
+def _some(names: list[Any], most: int = 5) -> str:
+    """The first few names of a list that may be long."""
+    shown = str([getattr(name, "item", lambda name=name: name)() for name in names[:most]])
+    return shown if len(names) <= most else f"{shown[:-1]}, ...] ({len(names)} in all)"
 
 
 def check_groups(
@@ -121,6 +142,10 @@ def check_groups(
                 stacklevel=5,
             )
         return np.arange(n_rows)
+    if isinstance(groups, (str, bytes)) or not hasattr(groups, "__len__"):
+        raise ValueError(
+            f"{name} must hold one label a row, got {groups!r}; to name a column of X use group_column"
+        )
     labels = as_label_array(groups)
     if getattr(labels, "ndim", 1) != 1:
         raise ValueError(
@@ -135,12 +160,13 @@ def check_groups(
         raise ValueError(
             f"{name} has {len(rows)} missing labels (first at row {rows[0]}); drop those rows or label them"
         )
-    try:
-        hash(labels[0] if not isinstance(labels, pd.Series) else labels.iloc[0])
-    except TypeError:
-        raise TypeError(
-            f"{name} must hold hashable labels such as strings or integers; got lists or arrays"
-        ) from None
+    if np.asarray(labels).dtype.kind == "O":
+        bad = next((label for label in labels if not isinstance(label, Hashable)), None)
+        if bad is not None:
+            raise TypeError(
+                f"{name} must hold hashable labels such as strings, integers or tuples, got "
+                f"{type(bad).__name__}; convert these labels"
+            )
     return labels
 
 
@@ -148,7 +174,7 @@ def check_labels_by_row(labels: Any, n_rows: int, name: str) -> pd.Index:
     """One label a row, from one label for all rows or a list, array or Series of labels."""
     is_many = isinstance(labels, (list, np.ndarray, pd.Series, pd.Index, pd.api.extensions.ExtensionArray))
     if labels is None or not (is_many or isinstance(labels, Hashable)):
-        raise ValueError(f"{name} must be one group label or one label a row, got {labels!r}")
+        raise ValueError(f"{name} must be one group label or one label a row, got {type(labels).__name__}")
     if not is_many or getattr(labels, "ndim", 1) == 0:
         one = labels.item() if isinstance(labels, np.ndarray) else labels
         labels = as_label_array([one] * n_rows)
@@ -172,8 +198,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 def check_hidden_sizes(hidden_sizes: Any) -> tuple[int, ...]:
     """Widths of the hidden layers as a tuple of positive integers, at least one."""
-    sizes = np.asarray(hidden_sizes)
-    if sizes.ndim != 1 or sizes.size == 0 or sizes.dtype.kind not in "iu" or (sizes < 1).any():
+    sizes = list(hidden_sizes) if hasattr(hidden_sizes, "__len__") else []
+    if not sizes or not all(isinstance(size, (int, np.integer)) and size >= 1 for size in sizes):
         raise ValueError(
             f"hidden_sizes must be a tuple of positive integers such as (32, 32), got {hidden_sizes!r}"
         )
@@ -184,10 +210,13 @@ def check_noise_scale(noise_scale: Any, n_features: int) -> NDArray[np.float64] 
     """Fixed noise standard deviations (D,), or None where they are learned."""
     if noise_scale is None:
         return None
-    scale = np.asarray(noise_scale, dtype=np.float64)
-    if scale.ndim > 1 or (scale.ndim == 1 and scale.shape[0] != n_features) or not (scale > 0).all():
-        raise ValueError(
-            f"noise_scale must be a positive number or {n_features} of them, one a column of X, "
-            f"got {noise_scale!r}"
-        )
+    remedy = f"noise_scale must be a positive finite number or {n_features} of them, one a column of X"
+    try:
+        scale = np.asarray(noise_scale, dtype=np.float64)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{remedy}; got values that are not numbers") from error
+    if scale.ndim > 1 or (scale.ndim == 1 and scale.shape[0] != n_features):
+        raise ValueError(f"{remedy}; got shape {scale.shape}")
+    if not (np.isfinite(scale) & (scale > 0)).all():
+        raise ValueError(f"{remedy}; got one that is not")
     return np.broadcast_to(scale, (n_features,))

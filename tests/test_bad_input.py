@@ -132,6 +132,7 @@ BAD_FITS = {
     # shape
     "no rows": (table().iloc[:0], GROUPS[:0], {}, "X.*empty.*pass at least one row"),
     "no rows in an array": (np.zeros((0, 2)), GROUPS[:0], {}, "X.*empty.*pass at least one row"),
+    "rows that differ in length": ([[1.0, 2.0]] * (N - 1) + [[1.0]], GROUPS, {}, "X.*rows differ in length"),
     "an empty list": ([], [], {}, "X"),
     "no columns": (np.zeros((N, 0)), GROUPS, {}, "X.*column"),
     "one-dimensional table": (table()["score"].to_numpy(), GROUPS, {}, "X.*(2D|two-dimensional).*[Rr]eshape"),
