@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sklearn.utils import Bunch
 
 from skgroupvae import PUBLISHED_MODELS, GroupVAE
-from skgroupvae.datasets import ExamScoresPosterior, exam_scores_posterior, make_exam_scores
+from skgroupvae.datasets import exam_scores_posterior, make_exam_scores
 from skgroupvae.metrics import (
     group_code_error,
     instance_code_error,
@@ -143,24 +143,9 @@ def ask_exact(protocol: Protocol, test: Bunch, target: NDArray[np.intp], seed: i
     else:
         # The sign of sigma cannot be known; its absolute value is as good a code.
         u, v = np.column_stack([exact.mu, exact.abs_sigma]), exact.v
-        reconstructed = exact_reconstruction(exact, test.X[:, 0], protocol.exact_noise)
+        reconstructed = exact.reconstruct()
         translated = exact.translate(other)
     return Estimates(u, v, reconstructed, translated, exact.log_likelihood_per_row)
-
-
-def exact_reconstruction(
-    exact: ExamScoresPosterior, x: NDArray[np.float64], noise: float
-) -> NDArray[np.float64]:
-    """Exact posterior mean of each row without its noise, E[2 mu + (sigma² + 1) v | x].
-
-    Given sigma it lies between the row and the group's location; ExamScoresPosterior keeps the quadrature
-    over sigma that this needs, but has no method for it yet.
-    """
-    squared = (exact._nodes**2 + 1) ** 2
-    trust = squared / (squared + noise**2)
-    location = 2 * exact._mu_given_sigma[0]
-    by_group = (exact._weights * trust).sum(axis=1), (exact._weights * (1 - trust) * location).sum(axis=1)
-    return by_group[0][exact.codes] * x + by_group[1][exact.codes]
 
 
 def errors(estimates: Estimates, test: Bunch, target: NDArray[np.intp], seed: int) -> dict[str, float]:

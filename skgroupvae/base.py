@@ -78,7 +78,8 @@ class GroupedEstimator(TransformerMixin, BaseEstimator, auto_wrap_output_keys=No
         x = check_table(self, table, reset=True)
         labels = check_groups(groups, x.shape[0], type(self).__name__, warn=True)
         seeds = check_random_state(self.random_state)
-        generator = torch.Generator().manual_seed(int(seeds.randint(2**31 - 1)))
+        # The held-out groups have a seed of their own: they must not depend on the networks that are built.
+        generator, split = (torch.Generator().manual_seed(int(seeds.randint(2**31 - 1))) for _ in range(2))
 
         self._centre = x.mean(axis=0, dtype=np.float64)
         spread = x.std(axis=0, dtype=np.float64)
@@ -101,7 +102,7 @@ class GroupedEstimator(TransformerMixin, BaseEstimator, auto_wrap_output_keys=No
         self.network_ = network
         rows = torch.tensor(standard, dtype=torch.float32, device=device)
         _start(network, rows, index)
-        history = self._train(rows, index, index.by_content(standard), generator)
+        history = self._train(rows, index, index.by_content(standard), generator, split)
         # Training needs speed, inference digits: in float64 the codes of a group do not depend on its batch.
         network.eval().requires_grad_(False).double()
 
@@ -116,7 +117,12 @@ class GroupedEstimator(TransformerMixin, BaseEstimator, auto_wrap_output_keys=No
         self.group_codes_std_ = pd.DataFrame(q_u.scale.cpu().numpy(), index=index.labels, columns=names)
 
     def _train(
-        self, rows: torch.Tensor, index: GroupIndex, groups: NDArray[np.intp], generator: torch.Generator
+        self,
+        rows: torch.Tensor,
+        index: GroupIndex,
+        groups: NDArray[np.intp],
+        generator: torch.Generator,
+        split: torch.Generator,
     ) -> list[dict[str, float]]:
         n_held_out = 0
         if self.early_stopping:
@@ -126,7 +132,7 @@ class GroupedEstimator(TransformerMixin, BaseEstimator, auto_wrap_output_keys=No
                     f"(n_samples={len(rows)}) are one group; set it to False"
                 )
             n_held_out = int(np.clip(round(self.validation_fraction * index.n_groups), 1, index.n_groups - 1))
-            groups = groups[torch.randperm(index.n_groups, generator=generator).numpy()]
+            groups = groups[torch.randperm(index.n_groups, generator=split).numpy()]
         max_epochs, batch_size = resolve_schedule(
             self.max_epochs, self.batch_size, index.n_groups - n_held_out
         )

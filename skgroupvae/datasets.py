@@ -139,6 +139,21 @@ class ExamScoresPosterior:
             raise ValueError("target must differ from each row's own group; choose another group for it")
         return 2.0 * self.mu[target] + self.scale[target] * self.v
 
+    def reconstruct(self) -> NDArray[np.float64]:
+        """Posterior mean of each row's noise-free score in its own group, 2 mu_i + (sigma_i² + 1) v_ik.
+
+        Returns
+        -------
+        reconstructed : ndarray of shape (n_rows,)
+            Scores in points.
+        """
+        # Given sigma it lies between the row and the group's location.
+        squared = (self._nodes**2 + 1.0) ** 2
+        trust = squared / (squared + self._noise**2)
+        of_row = (self._weights * trust).sum(axis=1)
+        of_group = (self._weights * (1.0 - trust) * 2.0 * self._mu_given_sigma[0]).sum(axis=1)
+        return of_row[self.codes] * self._x + of_group[self.codes]
+
     def sample(
         self, random_state: int | np.random.RandomState | None = None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

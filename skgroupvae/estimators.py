@@ -355,7 +355,7 @@ class GroupVAE(GroupedEstimator, auto_wrap_output_keys=None):  # type: ignore[ca
         expected = [(len(codes), n_group), (len(codes), n_instance)]
         if [part.shape for part in parts] != expected:
             raise ValueError(
-                f"u and v must have {n_group} and {n_instance} columns and a row each for a row of X, got shapes "
+                f"u and v must have {n_group} and {n_instance} columns and one row a row of X, got shapes "
                 f"{' and '.join(str(part.shape) for part in parts)}; pass what transform returned"
             )
         if not all(np.isfinite(part).all() for part in parts):

@@ -139,7 +139,7 @@ def log_likelihood(
     starts = sizes.cumsum(0) - sizes
     rank = torch.arange(x.shape[0], device=x.device) - segments.expand(starts)
     proposal = MirroredProposal(q_u, n_samples)
-    draws = proposal.draw(_quasi_normal(n_samples, q_u.loc.shape[-1], seed)[:, None].to(q_u.loc))
+    draws = proposal.draw(_quasi_normal(n_samples, q_u.loc, seed))
     by_draw = []
     for sample, u in enumerate(draws):
         q_v = network.instance_encoder(x, u, segments, network.decoder)
@@ -153,8 +153,13 @@ def log_likelihood(
     return torch.logsumexp(log_weights, dim=0) - math.log(n_samples)
 
 
-def _quasi_normal(n_points: int, dimension: int, seed: int) -> Tensor:
-    """Scrambled Sobol points as standard normal draws (n_points, dimension): unbiased, less noise."""
-    engine = torch.quasirandom.SobolEngine(dimension, scramble=True, seed=seed)
-    uniform = engine.draw(n_points, dtype=torch.float64).clamp(1e-10, 1.0 - 1e-10)
-    return torch.special.ndtri(uniform)
+def _quasi_normal(n_points: int, loc: Tensor, seed: int) -> Tensor:
+    """Scrambled Sobol points as standard normal draws (n_points, G, U): unbiased, with less noise.
+
+    Each group has the points rotated by an amount that its own posterior mean `loc` (G, U) decides, so that
+    the errors of the groups average out, and are still the same whatever the other groups are.
+    """
+    engine = torch.quasirandom.SobolEngine(loc.shape[-1], scramble=True, seed=seed)
+    points = engine.draw(n_points, dtype=torch.float64).to(loc.device)[:, None]
+    rotated = torch.remainder(points + 1e3 * loc.double(), 1.0)
+    return torch.special.ndtri(rotated.clamp(1e-10, 1.0 - 1e-10)).to(loc)

@@ -308,3 +308,14 @@ def test_make_exam_scores_seed():
     rng = np.random.RandomState(0)
     np.testing.assert_array_equal(make_exam_scores(5, random_state=rng).X, first.X)
     assert not np.array_equal(make_exam_scores(5, random_state=rng).mu, first.mu)
+
+
+def test_reconstruction_is_the_mean_of_posterior_draws():
+    data = make_exam_scores(3, random_state=0)
+    exact = exam_scores_posterior(data.X, data.groups)
+    draws = []
+    for seed in range(4000):
+        u, v = exact.sample(random_state=seed)
+        draws.append(2 * u[data.groups, 0] + (u[data.groups, 1] ** 2 + 1) * v)
+    # A draw of a row has a standard deviation below 1, so a mean of 4,000 one below 0.016; five of them.
+    np.testing.assert_allclose(np.mean(draws, axis=0), exact.reconstruct(), atol=0.08)
