@@ -161,5 +161,5 @@ def _quasi_normal(n_points: int, loc: Tensor, seed: int) -> Tensor:
     """
     engine = torch.quasirandom.SobolEngine(loc.shape[-1], scramble=True, seed=seed)
     points = engine.draw(n_points, dtype=torch.float64).to(loc.device)[:, None]
-    rotated = torch.remainder(points + 1e3 * loc.double(), 1.0)
+    rotated = torch.remainder(points + 10.0 * loc.double(), 1.0)
     return torch.special.ndtri(rotated.clamp(1e-10, 1.0 - 1e-10)).to(loc)
