@@ -398,7 +398,7 @@ BAD_CODES = {
         lambda m: m.inverse_transform(U[:, :1], np.zeros((4, 3))),
         "u and v.*2 and 2",
     ),
-    "one-dimensional": (lambda m: m.inverse_transform(U[0], V[0]), "u and v.*two-dimensional"),
+    "one-dimensional": (lambda m: m.inverse_transform(U[0], V[0]), "u and v.*2 and 2 columns"),
     "text": (lambda m: m.inverse_transform(np.full((4, 2), "x"), V), "u"),
     "NaN": (lambda m: m.inverse_transform(U * np.nan, V), "u.*NaN"),
     "unknown group to sample": (
