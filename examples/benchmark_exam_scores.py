@@ -9,8 +9,10 @@ Every figure is a ratio to the exact posterior on the same 2,048 fresh groups. O
 from __future__ import annotations
 
 import argparse
+import re
 import resource
 import time
+from pathlib import Path
 
 import numpy as np
 from sklearn.neural_network import MLPRegressor
@@ -19,6 +21,8 @@ from skgroupvae import GroupVAE
 from skgroupvae.datasets import exam_scores_posterior, make_exam_scores
 
 N_TEST_GROUPS = 2048
+# Each row goes to this many groups: translation errors are heavy-tailed.
+N_TARGETS = 8
 
 
 def formula(u, v):
@@ -40,14 +44,22 @@ def squared_error(estimate, truth):
     return float(np.mean((estimate - truth) ** 2))
 
 
+def peak_memory() -> float:
+    """Largest resident set of this process so far, in GiB (what getrusage says, a parent can have raised)."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text()).group(1)) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30  # bytes on macOS
+
+
 def run(protocol: str, seed: int, n_groups: int, options: dict) -> dict[str, float]:
     """Fit once and compare with the exact posterior."""
     noise, arguments = PROTOCOLS[protocol]
     train = make_exam_scores(n_groups, noise=noise, random_state=2 * seed)
     test = make_exam_scores(N_TEST_GROUPS, noise=noise, random_state=2 * seed + 1)
     exact = exam_scores_posterior(test.X, test.groups, noise=noise)
-    step = np.random.RandomState(seed).randint(1, N_TEST_GROUPS, len(test.groups))
-    target = (test.groups + step) % N_TEST_GROUPS
+    step = np.random.RandomState(seed).randint(1, N_TEST_GROUPS, (N_TARGETS, len(test.groups)))
+    targets = (test.groups + step) % N_TEST_GROUPS
     start = time.perf_counter()
     model = GroupVAE(2, 1, random_state=seed, verbose=False, n_importance_samples=500, **arguments, **options)
     model.fit(train.X, groups=train.groups)
@@ -56,8 +68,12 @@ def run(protocol: str, seed: int, n_groups: int, options: dict) -> dict[str, flo
     u, v, u_std, _ = model.transform(test.X, groups=test.groups, return_std=True)
     first = np.unique(test.groups, return_index=True)[1]
     labels = test.groups.astype(object) + n_groups * 10  # labels the fit has not seen
-    moved = model.translate(test.X, labels, target.astype(object) + n_groups * 10, context=None)
-    truth = 2 * test.mu[target] + (test.sigma[target] ** 2 + 1) * test.v
+    moved, best_moved, truth = [], [], []
+    for target in targets:
+        new = target.astype(object) + n_groups * 10
+        moved.append(model.translate(test.X, labels, new)[:, 0])
+        best_moved.append(exact.translate(target))
+        truth.append(2 * test.mu[target] + (test.sigma[target] ** 2 + 1) * test.v)
 
     def excess(name, estimate, best, true):
         result[name] = squared_error(estimate, true)
@@ -73,11 +89,11 @@ def run(protocol: str, seed: int, n_groups: int, options: dict) -> dict[str, flo
         probe = MLPRegressor(hidden_layer_sizes=(32, 32), early_stopping=True, random_state=seed)
         probe.fit(fitted, train.v[:100_000])
         excess("v", probe.predict(v), exact.v, test.v)
-    excess("translation", moved[:, 0], exact.translate(target), truth)
+    excess("translation", *map(np.concatenate, (moved, best_moved, truth)))
     start = time.perf_counter()
     result["loglik_gap"] = model.score(test.X, groups=test.groups) - exact.log_likelihood_per_row
     result["score_s"] = time.perf_counter() - start
-    result["peak_GiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    result["peak_GiB"] = peak_memory()
     return result
 
 

@@ -96,7 +96,7 @@ class GroupedEstimator(TransformerMixin, BaseEstimator, auto_wrap_output_keys=No
             n_group_codes=self.n_group_codes,
             n_instance_codes=self.n_instance_codes or min(x.shape[1], _MAX_AUTO_INSTANCE_CODES),
             hidden_sizes=hidden,
-            noise_scale=check_noise_scale(self.noise_scale, x.shape[1]),
+            noise_scale=check_noise_scale(self.noise_scale, self._scale),
         )
         network = build_network(spec, self._centre, self._scale, generator).to(device)
         self.network_ = network
@@ -274,10 +274,14 @@ def _start(network: GroupVAENetwork, rows: torch.Tensor, index: GroupIndex) -> N
     means = segments.sum(rows) / segments.sizes[:, None]
     apart = rows - segments.expand(means)
     n_rows, n_groups = rows.shape[0], index.n_groups
-    within = apart.mT @ apart / max(n_rows - n_groups, 1)
     # The mean of a group of K rows has the variance between groups and 1 / K of that within.
     of_means = means.mT @ means / n_groups
-    loadings = network.decoder.start_from_moments(of_means - n_groups / n_rows * within, within)
+    if n_rows > n_groups:
+        within = apart.mT @ apart / (n_rows - n_groups)
+        between = of_means - n_groups / n_rows * within
+    else:
+        within = between = 0.5 * of_means  # one row a group: nothing tells the two apart
+    loadings = network.decoder.start_from_moments(between, within)
     if loadings is not None:
         # Constant columns and few groups make it singular; the predictor of least norm does.
         network.group_encoder.start_from_predictor(loadings.mT @ torch.linalg.pinv(of_means))

@@ -20,9 +20,12 @@ __all__ = ["Decoder", "FormulaDecoder", "LinearDecoder", "MLPDecoder"]
 
 
 # Share of the variance within groups that the codes explain at the start; the noise has the rest. Where the
-# data cannot tell noise from instance code (one column, a free decoder), the fit stays near this choice.
+# data cannot tell noise from instance code (one column, a free decoder), the penalty keeps it there.
 _CODE_SHARE = 0.9
 _MIN_START_VARIANCE = 1e-4
+# Weight, in nats a row, of the squared distance of the log noise from its start. It moves a noise that the
+# data do tell by about 2 % a unit of that distance, and holds one that they do not.
+_NOISE_ANCHOR = 0.02
 
 
 class Decoder(nn.Module, ABC):
@@ -104,6 +107,10 @@ class Decoder(nn.Module, ABC):
         """
         return None
 
+    def noise_penalty(self) -> Tensor:
+        """What the loss of a row adds to keep the noise where it started, unless the data say otherwise."""
+        return self.log_noise.new_zeros(())
+
     def linearize(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Best straight line in v through the decoder at v = -1, +1: the mean as ``centre + slope v``.
 
@@ -143,6 +150,7 @@ class LinearDecoder(Decoder):
         super().__init__(n_features, n_instance_codes)
         self.group_loadings = linear(n_group_codes, n_features, generator)
         self.instance_loadings = linear(n_instance_codes, n_features, generator, bias=False)
+        self.register_buffer("start_log_noise", self.log_noise.detach().clone())
 
     def mean(self, u: Tensor, v: Tensor) -> Tensor:
         return self.group_loadings(u) + self.instance_loadings(v)
@@ -156,7 +164,12 @@ class LinearDecoder(Decoder):
             explained = self.instance_loadings.weight.square().sum(1)
             noise = (within.diagonal() - explained).clamp(min=_MIN_START_VARIANCE)
             self.log_noise.copy_(0.5 * noise.log())
+            self.start_log_noise.copy_(self.log_noise)
         return self.group_loadings.weight
+
+    def noise_penalty(self) -> Tensor:
+        # A normal prior on the log noise. Without it the noise of one column under a free decoder drifts.
+        return _NOISE_ANCHOR * (self.log_noise - self.start_log_noise).square().sum()
 
 
 class MLPDecoder(LinearDecoder):

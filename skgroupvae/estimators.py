@@ -71,20 +71,20 @@ class GroupVAE(GroupedEstimator, auto_wrap_output_keys=None):  # type: ignore[ca
         Passes over the groups. "auto" is about 1,250 steps in all: 10 epochs for 32,768 groups, 139 for 65.
     batch_size : int or "auto", default="auto"
         Groups a step (fewer where they hold more than 65,536 rows). "auto" is an eighth of the groups, at
-        least 1 and at most 256.
+        least 8 (or all there are) and at most 256.
     learning_rate : float, default=0.01
         Peak rate of Adam on a one-cycle schedule.
     n_decoder_samples : int, default=16
         Draws of the codes for the decoder's importance-weighted gradient; 1 learns it by the ELBO, which
         biases its noise upwards.
     early_stopping : bool, default=False
-        Hold out whole groups, stop when their loss no longer improves, and keep the best epoch.
+        Hold out whole groups, stop when their ELBO no longer improves, and keep the best epoch.
     validation_fraction : float, default=0.1
         Share of the groups held out; used with `early_stopping` only.
     n_iter_no_change : int, default=20
         Epochs without improvement before an early stop.
     tol : float, default=1e-4
-        Smallest improvement of the held-out loss that counts, in nats per row.
+        Smallest improvement of the held-out ELBO that counts, in nats per row.
     n_importance_samples : int, default=100
         Draws of the codes for `score` and `score_samples`.
     group_column : str, int or None, default=None

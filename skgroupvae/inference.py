@@ -140,7 +140,8 @@ def log_likelihood(
     rank = torch.arange(x.shape[0], device=x.device) - segments.expand(starts)
     proposal = MirroredProposal(q_u, n_samples)
     draws = proposal.draw(_quasi_normal(n_samples, q_u.loc, seed))
-    by_draw = []
+    # Made before the loop: small results kept between large temporaries would pin the heap, to gigabytes.
+    log_weights = proposal.log_prior_ratio(draws).double()
     for sample, u in enumerate(draws):
         q_v = network.instance_encoder(x, u, segments, network.decoder)
         row_draws = np.random.default_rng([seed, sample]).standard_normal(
@@ -148,8 +149,7 @@ def log_likelihood(
         )
         v = q_v.loc + q_v.scale * torch.from_numpy(row_draws).to(x)[rank]
         log_px = network.decoder(segments.expand(u), v).log_prob(x).sum(-1)
-        by_draw.append(segments.sum((log_px + log_prior_ratio(v, q_v)).double()))
-    log_weights = torch.stack(by_draw) + proposal.log_prior_ratio(draws)
+        log_weights[sample] += segments.sum((log_px + log_prior_ratio(v, q_v)).double())
     return torch.logsumexp(log_weights, dim=0) - math.log(n_samples)
 
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-__all__ = ["draw", "kl_to_standard_normal", "linear", "log_prior_ratio", "mlp", "normal_from"]
+__all__ = ["SCALE_RANGE", "draw", "kl_to_standard_normal", "linear", "log_prior_ratio", "mlp", "normal_from"]
 
 # exp(-9) is one part in 8,000 of a standard deviation: a posterior that narrow is a point.
 _MIN_LOG_SCALE, _MAX_LOG_SCALE = -9.0, 4.0
+SCALE_RANGE = (math.exp(_MIN_LOG_SCALE), math.exp(_MAX_LOG_SCALE))
 
 
 def linear(n_in: int, n_out: int, generator: torch.Generator, *, bias: bool = True) -> nn.Linear:

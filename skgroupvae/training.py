@@ -25,7 +25,8 @@ __all__ = ["HISTORY_TERMS", "TrainingSettings", "fit_network", "resolve_schedule
 HISTORY_TERMS = ("loss", "reconstruction", "kl_u", "kl_v", "mutual_information")
 # Enough for 65 groups as for 32,768 (examples/benchmark_exam_scores.py); what "auto" aims at.
 _AUTO_STEPS = 1250
-_AUTO_MAX_BATCH = 256
+# The regulariser compares groups of one batch.
+_AUTO_MIN_BATCH, _AUTO_MAX_BATCH = 8, 256
 _AUTO_BATCHES_PER_EPOCH = 8
 _CRITIC_RATE = 2e-3
 # Rows of a batch that the critic sees: its cost is per row, and it needs whole groups.
@@ -51,7 +52,7 @@ class TrainingSettings:
 def resolve_schedule(max_epochs: int | str, batch_size: int | str, n_groups: int) -> tuple[int, int]:
     """Epochs and groups a batch, with "auto" replaced by a choice that depends on the number of groups."""
     if batch_size == "auto":
-        batch_size = int(np.clip(n_groups // _AUTO_BATCHES_PER_EPOCH, 1, _AUTO_MAX_BATCH))
+        batch_size = int(np.clip(n_groups // _AUTO_BATCHES_PER_EPOCH, min(_AUTO_MIN_BATCH, n_groups), _AUTO_MAX_BATCH))
     if max_epochs == "auto":
         steps_per_epoch = -(-n_groups // int(batch_size))
         max_epochs = max(1, round(_AUTO_STEPS / steps_per_epoch))
@@ -150,10 +151,12 @@ class _Trainer:
         self.history.append(record)
 
     def should_stop(self) -> bool:
-        """Remember the best epoch by held-out loss; True when it is too long ago."""
+        """Remember the best epoch by held-out ELBO; True when it is too long ago."""
         if not self.settings.early_stopping:
             return False
-        loss = self.history[-1]["validation_loss"]
+        last = self.history[-1]
+        # The ELBO alone: the regulariser's bound moves with its critic, and can fall while the model worsens.
+        loss = last["validation_kl_u"] + last["validation_kl_v"] - last["validation_reconstruction"]
         if loss < self.best_loss - self.settings.tol:
             self.best_loss, self.best_epoch = loss, len(self.history)
             self.best_state = copy.deepcopy(self.network.state_dict())
@@ -180,7 +183,7 @@ class _Trainer:
         if self.network.regularizer is not None:
             information, penalty = self._regularize(x, terms.v, segments)
         self.optimizer.zero_grad()
-        (loss + self.settings.regularizer_weight * penalty).backward()
+        (loss + self.settings.regularizer_weight * penalty + self.network.decoder.noise_penalty()).backward()
         if self.settings.n_decoder_samples > 1 and self.decoder_parameters:
             self._correct_decoder_gradient(batch)
         nn.utils.clip_grad_norm_(self.parameters, _MAX_GRADIENT_NORM)

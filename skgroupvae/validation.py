@@ -17,6 +17,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
 from skgroupvae.groups import as_label_array
+from skgroupvae.nn import SCALE_RANGE
 
 __all__ = [
     "check_groups",
@@ -206,10 +207,11 @@ def check_hidden_sizes(hidden_sizes: Any) -> tuple[int, ...]:
     return tuple(int(size) for size in sizes)
 
 
-def check_noise_scale(noise_scale: Any, n_features: int) -> NDArray[np.float64] | None:
-    """Fixed noise standard deviations (D,), or None where they are learned."""
+def check_noise_scale(noise_scale: Any, spread: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """Fixed noise standard deviations (D,), or None where they are learned; `spread` (D,) is the columns'."""
     if noise_scale is None:
         return None
+    n_features = len(spread)
     remedy = f"noise_scale must be a positive finite number or {n_features} of them, one a column of X"
     try:
         scale = np.asarray(noise_scale, dtype=np.float64)
@@ -219,4 +221,12 @@ def check_noise_scale(noise_scale: Any, n_features: int) -> NDArray[np.float64] 
         raise ValueError(f"{remedy}; got shape {scale.shape}")
     if not (np.isfinite(scale) & (scale > 0)).all():
         raise ValueError(f"{remedy}; got one that is not")
+    low, high = SCALE_RANGE
+    outside = (scale < low * spread) | (scale > high * spread)
+    if outside.any():
+        raise ValueError(
+            f"noise_scale must lie between {low:.1e} and {high:.0f} standard deviations of its column, "
+            f"that is {np.array2string(low * spread, precision=2)} to "
+            f"{np.array2string(high * spread, precision=2)}; got {noise_scale!r}; use None to learn it"
+        )
     return np.broadcast_to(scale, (n_features,))

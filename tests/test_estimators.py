@@ -833,3 +833,12 @@ def test_group_column_needs_no_routing_in_a_pipeline(pupils, column_model, quick
     np.testing.assert_allclose(
         pipeline.fit_transform(pupils), StandardScaler().fit_transform(codes), atol=1e-6
     )
+
+
+def test_one_row_a_group_starts_with_half_the_variance_in_each_code():
+    x = np.random.default_rng(0).normal(size=(300, 2))
+    model = GroupVAE(2, 2, max_epochs=1, learning_rate=1e-9, random_state=0).fit(x, groups=np.arange(300))
+    # Nine tenths of the half within groups is v, a tenth of it noise.
+    np.testing.assert_allclose(model.noise_scale_, np.sqrt(0.05) * x.std(0), rtol=1e-3)
+    loadings = model.network_.decoder.group_loadings.weight
+    np.testing.assert_allclose((loadings @ loadings.T).diagonal().numpy(), 0.5, rtol=1e-3)

@@ -307,7 +307,7 @@ def documented(pattern: str) -> int:
 @pytest.mark.parametrize("n_groups", [1, 2, 7, 8, 9, 65, 500, 2048, 32_768])
 def test_auto_schedule_has_as_many_steps_as_documented_for_any_number_of_groups(n_groups):
     max_epochs, batch_size = resolve_schedule("auto", "auto", n_groups)
-    assert 1 <= batch_size <= min(256, max(1, n_groups // 8))
+    assert min(n_groups, 8) <= batch_size <= min(256, max(8, n_groups // 8))
     n_steps = max_epochs * math.ceil(n_groups / batch_size)
     # Half an epoch is lost or won by rounding to whole epochs: 64 of 128 steps at the most here.
     assert n_steps == pytest.approx(documented(r"about ([\d,]+) steps"), abs=64)
