@@ -138,6 +138,7 @@ class LinearDecoder(Decoder):
     # The noise starts where it belongs. A larger rate would only let it wander where the data cannot tell it
     # from the instance code.
     noise_rate_factor = 1.0
+    start_log_noise: Tensor
 
     def __init__(
         self,

@@ -52,7 +52,8 @@ class TrainingSettings:
 def resolve_schedule(max_epochs: int | str, batch_size: int | str, n_groups: int) -> tuple[int, int]:
     """Epochs and groups a batch, with "auto" replaced by a choice that depends on the number of groups."""
     if batch_size == "auto":
-        batch_size = int(np.clip(n_groups // _AUTO_BATCHES_PER_EPOCH, min(_AUTO_MIN_BATCH, n_groups), _AUTO_MAX_BATCH))
+        smallest = min(_AUTO_MIN_BATCH, n_groups)
+        batch_size = int(np.clip(n_groups // _AUTO_BATCHES_PER_EPOCH, smallest, _AUTO_MAX_BATCH))
     if max_epochs == "auto":
         steps_per_epoch = -(-n_groups // int(batch_size))
         max_epochs = max(1, round(_AUTO_STEPS / steps_per_epoch))

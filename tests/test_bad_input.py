@@ -546,5 +546,7 @@ def test_group_larger_than_a_batch_of_rows(monkeypatch):
 @pytest.mark.parametrize("noise_scale", [1e-6, 1e4])
 def test_noise_scale_out_of_range_is_refused_in_the_units_of_the_column(noise_scale):
     x = np.random.default_rng(0).normal(size=(20, 1))
-    with pytest.raises(ValueError, match="noise_scale must lie between .* standard deviations of its column"):
+    with pytest.raises(
+        ValueError, match=r"noise_scale must lie between .* standard deviations of its column"
+    ):
         GroupVAE(1, 1, noise_scale=noise_scale, random_state=0).fit(x, groups=np.repeat(np.arange(4), 5))
