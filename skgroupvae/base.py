@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -16,20 +18,20 @@ from torch.distributions import Normal
 
 from skgroupvae import inference
 from skgroupvae.building import NetworkSpec, build_network
-from skgroupvae.containers import like_input, wrap_codes
+from skgroupvae.columns import split_group_column
+from skgroupvae.containers import check_container, like_input, wrap_codes
 from skgroupvae.evidence import Evidence
 from skgroupvae.groups import GroupIndex, Segments, iter_group_batches
 from skgroupvae.network import GroupVAENetwork
 from skgroupvae.progress import progress_bar
+from skgroupvae.starting import continued, start_from_moments
 from skgroupvae.training import HISTORY_TERMS, TrainingSettings, fit_network, resolve_schedule
 from skgroupvae.validation import (
     check_groups,
     check_hidden_sizes,
     check_noise_scale,
     check_table,
-    column_name,
     resolve_device,
-    split_group_column,
     unchanged_on_error,
 )
 
@@ -47,6 +49,8 @@ class GroupedEstimator(TransformerMixin, BaseEstimator, auto_wrap_output_keys=No
     The subclass has the constructor and the public methods; this class has what they share.
     """
 
+    network_: GroupVAENetwork
+
     def set_output(self, *, transform: str | None = None) -> Self:
         """Choose the container that `transform` returns its codes in.
 
@@ -60,61 +64,153 @@ class GroupedEstimator(TransformerMixin, BaseEstimator, auto_wrap_output_keys=No
         Returns
         -------
         self : estimator
+
+        Raises
+        ------
+        ValueError
+            If there is no such container.
         """
         if transform is not None:
+            check_container(transform)
             self._sklearn_output_config = {"transform": transform}
+        return self
+
+    def update_groups(self, X: Any, *, groups: Any = None) -> Self:
+        """Add rows to what is known of their groups; the networks stay as they are.
+
+        The evidence of a group adds up over its rows, so the codes are those that all rows at once give.
+
+        Parameters
+        ----------
+        X : array-like or DataFrame of shape (n_rows, n_features)
+            Rows of groups of the fit or of new ones.
+        groups : array-like of shape (n_rows,), optional
+            Group label of each row.
+
+        Returns
+        -------
+        self : estimator
+        """
+        x, index = self._read(X, groups)
+        rows = self._to_tensor(self._standardize(x))
+        self._set_evidence(self._evidence.plus(Evidence.of_rows(self.network_, rows, index)))
         return self
 
     def _fit(self, X: Any, groups: Any) -> None:
         """Fit; nothing of the estimator changes if it fails."""
         with unchanged_on_error(self):
-            self._fit_or_fail(X, groups)
+            self._validate_params()
+            resume = self.warm_start and hasattr(self, "network_")
+            x, labels = self._read_for_fit(X, groups, reset=not resume)
+            if not resume:
+                self._set_standardization(x)
+            standard = self._standardize(x)
+            # Ordered by standardised values, so that the units of a column do not change the fit.
+            index = GroupIndex.from_labels(labels, standard)
+            seeds = check_random_state(self.random_state)
+            # Held-out groups have a seed of their own: they must not depend on the networks that are built.
+            generator, split = (
+                torch.Generator().manual_seed(int(seeds.randint(2**31 - 1))) for _ in range(2)
+            )
+            network = self._empty_network(generator).to(resolve_device(self.device))
+            rows = self._to_tensor(standard, network)
+            if resume:
+                network = continued(self.network_, network)
+            else:
+                start_from_moments(network, rows.float(), index)
+            self.network_ = network
+            history = self._train(rows.float(), index, index.by_content(standard), generator, split)
+            self.history_ = self._table_of(history)
+            self._finish(Evidence.of_rows(network.double(), rows, index))
 
-    def _fit_or_fail(self, X: Any, groups: Any) -> None:
-        self._validate_params()
-        hidden = check_hidden_sizes(self.hidden_sizes)
-        device = resolve_device(self.device)
+    def _partial_fit(self, X: Any, groups: Any) -> None:
+        """One pass over new rows; nothing of the estimator changes if it fails."""
+        with unchanged_on_error(self):
+            self._validate_params()
+            x, labels = self._read_for_fit(X, groups, reset=False)
+            standard = self._standardize(x)
+            index = GroupIndex.from_labels(labels, standard)
+            seed = int(check_random_state(self.random_state).randint(2**31 - 1)) + self.n_iter_
+            generator = torch.Generator().manual_seed(seed)
+            network = continued(self.network_, self._empty_network(generator).to(self._device))
+            # What is stored of the earlier rows is what this part made of them.
+            network.group_encoder.freeze_evidence()
+            self.network_ = network
+            rows = self._to_tensor(standard)
+            history = fit_network(
+                network,
+                rows.float(),
+                index,
+                self._settings(index.n_groups, max_epochs=1, learning_rate=0.1 * self.learning_rate),
+                train_groups=index.by_content(standard),
+                validation_groups=np.empty(0, dtype=np.intp),
+                generator=generator,
+            )
+            self.history_ = pd.concat([self.history_, self._table_of(history, self.n_iter_)])
+            self._finish(self._evidence.plus(Evidence.of_rows(network.double(), rows, index)))
+
+    def _read_for_fit(self, X: Any, groups: Any, *, reset: bool) -> tuple[NDArray[np.floating], Any]:
         table, groups = split_group_column(X, self.group_column, groups)
-        x = check_table(self, table, reset=True)
+        x = check_table(self, table, reset=reset)
         labels = check_groups(groups, x.shape[0], type(self).__name__, warn=True)
-        seeds = check_random_state(self.random_state)
-        # The held-out groups have a seed of their own: they must not depend on the networks that are built.
-        generator, split = (torch.Generator().manual_seed(int(seeds.randint(2**31 - 1))) for _ in range(2))
+        self._has_groups = groups is not None
+        return x, labels
 
+    def _set_standardization(self, x: NDArray[np.floating]) -> None:
         self._centre = x.mean(axis=0, dtype=np.float64)
         spread = x.std(axis=0, dtype=np.float64)
         # A constant column (up to rounding): any scale does, and 1 keeps its units.
         self._scale = np.where(spread > 1e-12 * np.abs(self._centre), spread, 1.0)
-        standard = self._standardize(x)
-        # Ordered by standardised values, so that the units of a column do not change the fit.
-        index = GroupIndex.from_labels(labels, standard)
+
+    def _empty_network(self, generator: torch.Generator) -> GroupVAENetwork:
+        """Untrained network that the constructor's parameters and the columns of the fit ask for."""
+        n_features = len(self._centre)
         spec = NetworkSpec(
             group_encoder=self.group_encoder,
             instance_encoder=self.instance_encoder,
             regularizer=self.regularizer,
             decoder=self.decoder,
             n_group_codes=self.n_group_codes,
-            n_instance_codes=self.n_instance_codes or min(x.shape[1], _MAX_AUTO_INSTANCE_CODES),
-            hidden_sizes=hidden,
+            n_instance_codes=self.n_instance_codes or min(n_features, _MAX_AUTO_INSTANCE_CODES),
+            hidden_sizes=check_hidden_sizes(self.hidden_sizes),
             noise_scale=check_noise_scale(self.noise_scale, self._scale),
         )
-        network = build_network(spec, self._centre, self._scale, generator).to(device)
-        self.network_ = network
-        rows = torch.tensor(standard, dtype=torch.float32, device=device)
-        _start(network, rows, index)
-        history = self._train(rows, index, index.by_content(standard), generator, split)
-        # Training needs speed, inference digits: in float64 the codes of a group do not depend on its batch.
-        network.eval().requires_grad_(False).double()
+        return build_network(spec, self._centre, self._scale, generator)
 
-        self.n_iter_ = len(history)
-        epochs = pd.RangeIndex(1, len(history) + 1, name="epoch")
-        self.history_ = pd.DataFrame(history, index=epochs, columns=None if history else list(HISTORY_TERMS))
-        self.noise_scale_ = network.decoder.noise_scale.cpu().numpy() * self._scale
-        self._evidence = Evidence.of_rows(network, self._to_tensor(standard), index)
-        q_u = self._evidence.posterior(network)
-        names = self._code_names("u")
-        self.group_codes_ = pd.DataFrame(q_u.loc.cpu().numpy(), index=index.labels, columns=names)
-        self.group_codes_std_ = pd.DataFrame(q_u.scale.cpu().numpy(), index=index.labels, columns=names)
+    def _finish(self, evidence: Evidence) -> None:
+        """The fitted attributes that follow from the network, its history and the groups' evidence."""
+        # Training needs speed, inference digits: in float64 the codes of a group do not depend on its batch.
+        self.network_.eval().requires_grad_(False).double()
+        self.n_iter_ = len(self.history_)
+        self.noise_scale_ = self.network_.decoder.noise_scale.cpu().numpy() * self._scale
+        self._set_evidence(evidence)
+
+    def _set_evidence(self, evidence: Evidence) -> None:
+        self._evidence = evidence
+        q_u = evidence.posterior(self.network_)
+        labels, names = evidence.labels, self._code_names("u")
+        self.group_codes_ = pd.DataFrame(q_u.loc.cpu().numpy(), index=labels, columns=names)
+        self.group_codes_std_ = pd.DataFrame(q_u.scale.cpu().numpy(), index=labels, columns=names)
+
+    @staticmethod
+    def _table_of(history: list[dict[str, float]], n_before: int = 0) -> pd.DataFrame:
+        epochs = pd.RangeIndex(n_before + 1, n_before + len(history) + 1, name="epoch")
+        return pd.DataFrame(history, index=epochs, columns=None if history else list(HISTORY_TERMS))
+
+    def _settings(self, n_groups: int, **changes: Any) -> TrainingSettings:
+        """Settings of a fit of so many groups, and what an incremental fit has different."""
+        max_epochs, batch_size = resolve_schedule(self.max_epochs, self.batch_size, n_groups)
+        settings = TrainingSettings(
+            max_epochs=max_epochs,
+            batch_size=batch_size,
+            learning_rate=self.learning_rate,
+            n_decoder_samples=self.n_decoder_samples,
+            regularizer_weight=self.regularizer_weight,
+            early_stopping=self.early_stopping,
+            n_iter_no_change=self.n_iter_no_change,
+            tol=self.tol,
+        )
+        return replace(settings, early_stopping=False, **changes) if changes else settings
 
     def _train(
         self,
@@ -133,24 +229,11 @@ class GroupedEstimator(TransformerMixin, BaseEstimator, auto_wrap_output_keys=No
                 )
             n_held_out = int(np.clip(round(self.validation_fraction * index.n_groups), 1, index.n_groups - 1))
             groups = groups[torch.randperm(index.n_groups, generator=split).numpy()]
-        max_epochs, batch_size = resolve_schedule(
-            self.max_epochs, self.batch_size, index.n_groups - n_held_out
-        )
-        settings = TrainingSettings(
-            max_epochs=max_epochs,
-            batch_size=batch_size,
-            learning_rate=self.learning_rate,
-            n_decoder_samples=self.n_decoder_samples,
-            regularizer_weight=self.regularizer_weight,
-            early_stopping=self.early_stopping,
-            n_iter_no_change=self.n_iter_no_change,
-            tol=self.tol,
-        )
         return fit_network(
             self.network_,
             rows,
             index,
-            settings,
+            self._settings(index.n_groups - n_held_out),
             train_groups=groups[n_held_out:],
             validation_groups=groups[:n_held_out],
             generator=generator,
@@ -168,8 +251,11 @@ class GroupedEstimator(TransformerMixin, BaseEstimator, auto_wrap_output_keys=No
     def _standardize(self, x: NDArray[np.floating]) -> NDArray[np.float64]:
         return (x - self._centre) / self._scale
 
-    def _to_tensor(self, standard: NDArray[np.float64]) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(standard)).to(self._device)
+    def _to_tensor(
+        self, standard: NDArray[np.float64], network: GroupVAENetwork | None = None
+    ) -> torch.Tensor:
+        device = (network or self.network_).decoder.log_noise.device
+        return torch.from_numpy(np.ascontiguousarray(standard)).to(device)
 
     def _in_units(self, values: NDArray, dtype: Any) -> NDArray:
         """Standardised rows (N, D) back in the units of X."""
@@ -183,6 +269,13 @@ class GroupedEstimator(TransformerMixin, BaseEstimator, auto_wrap_output_keys=No
         table, groups = split_group_column(X, self.group_column, groups)
         x = check_table(self, table, reset=False, name=names[0])
         labels = check_groups(groups, x.shape[0], type(self).__name__, name=names[1])
+        if groups is None and self._has_groups:
+            warnings.warn(
+                f"{type(self).__name__} was fitted with groups and now got none, so each of these rows is "
+                "taken for a group of its own; pass groups=, or set group_column before the fit",
+                UserWarning,
+                stacklevel=4,
+            )
         return x, GroupIndex.from_labels(labels, self._standardize(x))
 
     def _chunks(
@@ -201,14 +294,10 @@ class GroupedEstimator(TransformerMixin, BaseEstimator, auto_wrap_output_keys=No
             yield where, chunk, evidence.take(batch).posterior(self.network_), segments.to(rows.device)
 
     def _like_input(self, values: NDArray, original: Any, labels: Any = None) -> Any:
-        """Rows in the container of X, with the group column back in its place."""
-        if self.group_column is None:
-            return like_input(values, original)
-        _, own = split_group_column(original, self.group_column, None)
-        column = self.group_column
-        if isinstance(original, pd.DataFrame):
-            column = column_name(original, column)
-        return like_input(values, original, column, own if labels is None else labels)
+        """Rows in the container of X, with the group columns back in their place."""
+        if self.group_column is not None and labels is None:
+            _, labels = split_group_column(original, self.group_column, None)
+        return like_input(values, original, self.group_column, labels)
 
     def _code_names(self, kind: str) -> list[str]:
         n_codes = self.n_group_codes if kind == "u" else self._n_instance_codes
@@ -221,14 +310,27 @@ class GroupedEstimator(TransformerMixin, BaseEstimator, auto_wrap_output_keys=No
             return wrap_codes(self, np.hstack([u, v]), X, u_names + v_names)
         return wrap_codes(self, u, X, u_names), wrap_codes(self, v, X, v_names)
 
-    def _evidence_of_context(self, context: Any) -> Evidence:
-        """Evidence of the rows of context=(X, groups)."""
+    def _known_evidence(self, context: Any) -> Evidence:
+        """What is known of the groups: from the fit, and from the rows of context=(X, groups)."""
+        if context is None or (isinstance(context, str) and context == "fit"):
+            return self._evidence
         if not isinstance(context, (tuple, list)) or len(context) != 2:
-            raise ValueError("context must be a pair (X, groups): rows and their labels")
+            raise ValueError("context must be a pair (X, groups): rows and their labels; or None")
         if context[1] is None and self.group_column is None:
             raise ValueError("context=(X, groups) has no groups; pass one label a row of it")
         x, index = self._read(context[0], context[1], ("X of context", "groups of context"))
-        return Evidence.of_rows(self.network_, self._to_tensor(self._standardize(x)), index)
+        added = Evidence.of_rows(self.network_, self._to_tensor(self._standardize(x)), index)
+        return self._evidence.plus(added)
+
+    def _prior(self, known: Evidence, labels: pd.Index) -> Normal:
+        """What is known of u of these groups: its posterior, or the standard normal for a new label."""
+        positions = known.positions(labels)
+        loc = np.zeros((len(labels), self.n_group_codes))
+        scale = np.ones_like(loc)
+        q_u = known.take(positions[positions >= 0]).posterior(self.network_)
+        loc[positions >= 0], scale[positions >= 0] = q_u.loc.cpu().numpy(), q_u.scale.cpu().numpy()
+        loc_tensor, scale_tensor = (torch.from_numpy(part).to(self._device) for part in (loc, scale))
+        return Normal(loc_tensor, scale_tensor, validate_args=False)
 
     def _evidence_of_new(self, x: NDArray[np.floating], labels: pd.Index) -> Evidence:
         """Evidence of the rows whose group does not occur in the fit."""
@@ -263,25 +365,3 @@ class GroupedEstimator(TransformerMixin, BaseEstimator, auto_wrap_output_keys=No
         with torch.no_grad():
             mean = self.network_.decoder.mean(u_tensor, v_tensor)
         return self._in_units(mean.cpu().numpy(), np.float64)
-
-
-@torch.no_grad()
-def _start(network: GroupVAENetwork, rows: torch.Tensor, index: GroupIndex) -> None:
-    """Start at the linear mixed model that the covariances between and within groups give, where possible."""
-    positions, segments = index.rows_of(np.arange(index.n_groups))
-    rows = rows[torch.from_numpy(positions).to(rows.device)]
-    segments = segments.to(rows.device)
-    means = segments.sum(rows) / segments.sizes[:, None]
-    apart = rows - segments.expand(means)
-    n_rows, n_groups = rows.shape[0], index.n_groups
-    # The mean of a group of K rows has the variance between groups and 1 / K of that within.
-    of_means = means.mT @ means / n_groups
-    if n_rows > n_groups:
-        within = apart.mT @ apart / (n_rows - n_groups)
-        between = of_means - n_groups / n_rows * within
-    else:
-        within = between = 0.5 * of_means  # one row a group: nothing tells the two apart
-    loadings = network.decoder.start_from_moments(between, within)
-    if loadings is not None:
-        # Constant columns and few groups make it singular; the predictor of least norm does.
-        network.group_encoder.start_from_predictor(loadings.mT @ torch.linalg.pinv(of_means))

@@ -10,7 +10,16 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils._set_output import ADAPTERS_MANAGER, _get_output_config
 
-__all__ = ["like_input", "wrap_codes"]
+from skgroupvae.columns import as_pandas, is_polars, label_columns
+
+__all__ = ["check_container", "like_input", "wrap_codes"]
+
+
+def check_container(name: Any) -> None:
+    """Refuse what ``set_output`` cannot mean."""
+    known = ["default", *ADAPTERS_MANAGER.adapters]
+    if name not in known:
+        raise ValueError(f"transform={name!r} is not a container; set_output takes one of {known} or None")
 
 
 def wrap_codes(estimator: BaseEstimator, codes: NDArray, original: Any, columns: list[str]) -> Any:
@@ -22,23 +31,43 @@ def wrap_codes(estimator: BaseEstimator, codes: NDArray, original: Any, columns:
 
 
 def like_input(values: NDArray, original: Any, group_column: Any = None, labels: Any = None) -> Any:
-    """Rows as the container X came in, with the labels in the group column where X has one."""
+    """Rows as the container X came in, with the labels in the group columns where X has them.
+
+    Columns of floats keep their width; columns of integers become float64, as their values are means.
+    """
+    if is_polars(original):
+        return _like_polars(like_input(values, as_pandas(original), group_column, labels), original)
+    columns = [] if group_column is None else label_columns(original, group_column)
+    parts = _label_parts(labels, len(columns)) if isinstance(group_column, list) else [labels]
     if isinstance(original, pd.DataFrame):
-        columns = list(original.columns)
-        frame = pd.DataFrame(
-            values, index=original.index, columns=[name for name in columns if name != group_column]
-        )
-        if group_column is not None:
-            frame[group_column] = _labels_like(original[group_column], labels)
-        return frame[columns]
+        kept = [name for name in original.columns if name not in columns]
+        frame = pd.DataFrame(values, index=original.index, columns=kept)
+        floats = {name: original[name].dtype for name in kept if original[name].dtype.kind == "f"}
+        frame = frame.astype({name: dtype for name, dtype in floats.items() if frame[name].dtype != dtype})
+        for column, part in zip(columns, parts, strict=False):
+            frame[column] = _labels_like(original[column], part)
+        return frame[list(original.columns)]
     if group_column is None:
         return values
     original = np.asarray(original)
     table = np.empty(original.shape, dtype=np.result_type(values, original))
-    position = group_column % original.shape[1]
-    table[:, position] = np.asarray(labels)
-    table[:, np.arange(original.shape[1]) != position] = values
+    for position, part in zip(columns, parts, strict=True):
+        table[:, position] = np.asarray(part)
+    table[:, np.setdiff1d(np.arange(original.shape[1]), columns)] = values
     return table
+
+
+def _label_parts(labels: Any, n_columns: int) -> list[NDArray]:
+    """Labels that are tuples, taken apart by column."""
+    parts = [np.empty(len(labels), dtype=object) for _ in range(n_columns)]
+    for row, label in enumerate(labels):
+        if not isinstance(label, tuple) or len(label) != n_columns:
+            raise ValueError(
+                f"target_group {label!r} must be a tuple of {n_columns} labels, one a column of group_column"
+            )
+        for part, value in zip(parts, label, strict=True):
+            part[row] = value
+    return parts
 
 
 def _labels_like(column: pd.Series, labels: Any) -> pd.Series:
@@ -47,3 +76,16 @@ def _labels_like(column: pd.Series, labels: Any) -> pd.Series:
     if isinstance(column.dtype, pd.CategoricalDtype) and not by_row.isin(column.cat.categories).all():
         return by_row
     return by_row.astype(column.dtype)
+
+
+def _like_polars(frame: pd.DataFrame, original: Any) -> Any:
+    """A pandas table as a polars one, label and float columns with the types of the original."""
+    import polars
+
+    columns = {}
+    for name, dtype in original.schema.items():
+        column = frame[name]
+        series = polars.Series(name, column.to_numpy() if column.dtype.kind in "fiub" else column.tolist())
+        keeps = dtype.is_float() or not dtype.is_numeric() or column.dtype.kind in "iu"
+        columns[name] = series.cast(dtype) if keeps and series.dtype != dtype else series
+    return polars.DataFrame(columns)

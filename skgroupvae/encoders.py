@@ -50,6 +50,10 @@ class GroupEncoder(nn.Module, ABC):
         An encoder that cannot use it starts where its constructor left it.
         """
 
+    def freeze_evidence(self) -> None:
+        """Keep the evidence of rows as it is in further training: sums stored of earlier rows stay valid."""
+        self.requires_grad_(False)
+
     def forward(self, x: Tensor, segments: Segments) -> Normal:
         """q(u) of each group from its rows: (N, D) -> Normal over (G, U)."""
         return self.posterior(segments.sum(self.evidence(x)), segments.sizes)
@@ -76,6 +80,9 @@ class DeepSetsEncoder(GroupEncoder):
 
     def evidence(self, x: Tensor) -> Tensor:
         return torch.cat([x, x.square(), self.row_network(x)], dim=-1)
+
+    def freeze_evidence(self) -> None:
+        self.row_network.requires_grad_(False)
 
     @torch.no_grad()
     def start_from_predictor(self, predictor: Tensor) -> None:

@@ -18,8 +18,10 @@ from torch import nn
 from skgroupvae import inference
 from skgroupvae.base import GroupedEstimator
 from skgroupvae.building import DECODERS, GROUP_ENCODERS, INSTANCE_ENCODERS, REGULARIZERS
+from skgroupvae.columns import split_group_column
+from skgroupvae.evidence import Evidence
 from skgroupvae.nn import draw
-from skgroupvae.validation import check_groups, check_labels_by_row, check_table, split_group_column
+from skgroupvae.validation import check_groups, check_labels_by_row, check_table
 
 __all__ = ["GroupVAE"]
 
@@ -87,11 +89,15 @@ class GroupVAE(GroupedEstimator, auto_wrap_output_keys=None):  # type: ignore[ca
         Smallest improvement of the held-out ELBO that counts, in nats per row.
     n_importance_samples : int, default=100
         Draws of the codes for `score` and `score_samples`.
-    group_column : str, int or None, default=None
+    group_column : str, int, list of them or None, default=None
         Column of X that holds the group labels, by name or (arrays) by position: the way to pass groups
-        inside a Pipeline or a search without metadata routing.
+        inside a Pipeline or a search without metadata routing. A list of columns makes labels that are
+        tuples, such as (district, school).
     stack_codes : bool, default=False
         True makes `transform` return one array with the columns u then v, for use inside a Pipeline.
+    warm_start : bool, default=False
+        True makes a further call of `fit` start at the networks of the last one, with its standardisation of
+        the columns; the groups are those of the new rows alone.
     random_state : int, RandomState instance or None, default=None
         Seed of the weights, batches and draws. Pass an int for the same fit at every call.
     device : {"auto", "cpu", "cuda"} or torch.device, default="auto"
@@ -147,6 +153,7 @@ class GroupVAE(GroupedEstimator, auto_wrap_output_keys=None):  # type: ignore[ca
 
     # groups reach every method through scikit-learn's metadata routing with no set_*_request by the user.
     __metadata_request__fit = {"groups": True}  # noqa: RUF012
+    __metadata_request__partial_fit = {"groups": True}  # noqa: RUF012
     __metadata_request__transform = {"groups": True}  # noqa: RUF012
     __metadata_request__score = {"groups": True}  # noqa: RUF012
 
@@ -169,8 +176,9 @@ class GroupVAE(GroupedEstimator, auto_wrap_output_keys=None):  # type: ignore[ca
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
         "n_importance_samples": [Interval(Integral, 1, None, closed="left")],
-        "group_column": [str, Integral, None],
+        "group_column": [str, Integral, list, tuple, None],
         "stack_codes": ["boolean"],
+        "warm_start": ["boolean"],
         "random_state": ["random_state"],
         "device": [str, torch.device],
         "verbose": ["boolean", StrOptions({"auto"})],
@@ -199,6 +207,7 @@ class GroupVAE(GroupedEstimator, auto_wrap_output_keys=None):  # type: ignore[ca
         n_importance_samples: int = 100,
         group_column: Hashable = None,
         stack_codes: bool = False,
+        warm_start: bool = False,
         random_state: int | np.random.RandomState | None = None,
         device: str | torch.device = "auto",
         verbose: bool | str = "auto",
@@ -223,6 +232,7 @@ class GroupVAE(GroupedEstimator, auto_wrap_output_keys=None):  # type: ignore[ca
         self.n_importance_samples = n_importance_samples
         self.group_column = group_column
         self.stack_codes = stack_codes
+        self.warm_start = warm_start
         self.random_state = random_state
         self.device = device
         self.verbose = verbose
@@ -252,6 +262,31 @@ class GroupVAE(GroupedEstimator, auto_wrap_output_keys=None):  # type: ignore[ca
             If a parameter, the table or the labels cannot be used; the estimator is then as it was.
         """
         self._fit(X, groups)
+        return self
+
+    def partial_fit(self, X: Any, y: None = None, *, groups: ArrayLike | None = None) -> Self:
+        """Learn from more rows, of groups of the fit or of new ones, without the earlier rows.
+
+        The first call is `fit`. Each further one makes one pass over its rows at a tenth of the learning
+        rate. The columns keep the standardisation of the first call, and the part of the group encoder that
+        turns rows into evidence stays as it is, so that what is stored of earlier rows stays valid.
+
+        Parameters
+        ----------
+        X : array-like or DataFrame of shape (n_rows, n_features)
+            New rows; those of earlier calls must not be among them, or they count twice.
+        y : None
+            Ignored.
+        groups : array-like of shape (n_rows,), optional
+            Group label of each row.
+
+        Returns
+        -------
+        self : GroupVAE
+        """
+        if not hasattr(self, "network_"):
+            return self.fit(X, groups=groups)
+        self._partial_fit(X, groups)
         return self
 
     def fit_transform(self, X: Any, y: None = None, *, groups: ArrayLike | None = None) -> Any:
@@ -409,10 +444,7 @@ class GroupVAE(GroupedEstimator, auto_wrap_output_keys=None):  # type: ignore[ca
             in_column if source_group is None else source_group, len(x), "source_group"
         )
         target = check_labels_by_row(target_group, len(x), "target_group")
-        evidence = (
-            self._evidence if context is None else self._evidence.plus(self._evidence_of_context(context))
-        )
-        evidence = evidence.plus(self._evidence_of_new(x, source))
+        evidence = self._known_evidence(context).plus(self._evidence_of_new(x, source))
         positions = evidence.positions(target)
         if (positions < 0).any():
             unknown = list(dict.fromkeys(target[positions < 0]))[:5]
@@ -508,7 +540,9 @@ class GroupVAE(GroupedEstimator, auto_wrap_output_keys=None):  # type: ignore[ca
                 v_draw[where] = draw(q_v, generator).cpu().numpy()
         return self._wrap(X, u_draw, v_draw)
 
-    def score_samples(self, X: Any, *, groups: ArrayLike | None = None) -> NDArray[np.float64]:
+    def score_samples(
+        self, X: Any, *, groups: ArrayLike | None = None, context: str | tuple[Any, ArrayLike] | None = None
+    ) -> NDArray[np.float64]:
         """Log-likelihood of each row: its share of the importance-weighted bound on its group's.
 
         Rows of a group are not independent, so what the model gives is the log-likelihood of the whole group;
@@ -520,6 +554,10 @@ class GroupVAE(GroupedEstimator, auto_wrap_output_keys=None):  # type: ignore[ca
             Rows.
         groups : array-like of shape (n_rows,), optional
             Group label of each row.
+        context : None, "fit" or tuple (X, groups), default=None
+            What is known of the groups beside these rows. None: nothing, every group is a new one. "fit": the
+            rows of the fit. A pair: these rows as well. The normal posterior of u given them then takes the
+            place of its prior; a label that occurs nowhere there keeps the prior.
 
         Returns
         -------
@@ -528,11 +566,18 @@ class GroupVAE(GroupedEstimator, auto_wrap_output_keys=None):  # type: ignore[ca
             tightens with `n_importance_samples`.
         """
         x, index = self._read(X, groups)
+        known = evidence = None
+        if context is not None:
+            known = self._known_evidence(context)
+            own = Evidence.of_rows(self.network_, self._to_tensor(self._standardize(x)), index)
+            evidence = known.plus(own)
+            evidence = evidence.take(evidence.positions(index.labels))
         values = np.empty(x.shape[0])
-        for where, rows, q_u, segments in self._chunks(x, index):
+        for where, rows, q_u, segments in self._chunks(x, index, evidence):
+            prior = None if known is None else self._prior(known, index.labels[np.unique(index.codes[where])])
             with torch.no_grad():
                 bound = inference.log_likelihood(
-                    self.network_, rows, q_u, segments, self.n_importance_samples, _SCORE_SEED
+                    self.network_, rows, q_u, segments, self.n_importance_samples, _SCORE_SEED, prior
                 )
             values[where] = segments.expand(bound / segments.sizes).cpu().numpy()
         return values - np.log(self._scale).sum()
@@ -544,6 +589,7 @@ class GroupVAE(GroupedEstimator, auto_wrap_output_keys=None):  # type: ignore[ca
         *,
         groups: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
+        context: str | tuple[Any, ArrayLike] | None = None,
     ) -> float:
         """Mean log-likelihood per row, in nats: larger is better. See `score_samples`.
 
@@ -557,12 +603,14 @@ class GroupVAE(GroupedEstimator, auto_wrap_output_keys=None):  # type: ignore[ca
             Group label of each row.
         sample_weight : array-like of shape (n_rows,), optional
             Weights of the rows in the mean.
+        context : None, "fit" or tuple (X, groups), default=None
+            What is known of the groups beside these rows; see `score_samples`.
 
         Returns
         -------
         score : float
         """
-        by_row = self.score_samples(X, groups=groups)
+        by_row = self.score_samples(X, groups=groups, context=context)
         weights = None if sample_weight is None else _check_sample_weight(sample_weight, X)
         return float(np.average(by_row, weights=weights))
 

@@ -108,7 +108,13 @@ def translate(network: GroupVAENetwork, q_v: Normal, q_u: Normal) -> Tensor:
 
 
 def log_likelihood(
-    network: GroupVAENetwork, x: Tensor, q_u: Normal, segments: Segments, n_samples: int, seed: int
+    network: GroupVAENetwork,
+    x: Tensor,
+    q_u: Normal,
+    segments: Segments,
+    n_samples: int,
+    seed: int,
+    prior: Normal | None = None,
 ) -> Tensor:
     """Importance-weighted bound on log p(x_i) of each group (Burda et al. 2016), in standardised units.
 
@@ -129,6 +135,8 @@ def log_likelihood(
         Number of draws; the bound divides by exactly this number.
     seed : int
         Seed of the draws.
+    prior : Normal over (G, U) or None
+        What is known of the group codes without these rows; None is the standard normal.
 
     Returns
     -------
@@ -138,7 +146,7 @@ def log_likelihood(
     sizes = segments.sizes.long()
     starts = sizes.cumsum(0) - sizes
     rank = torch.arange(x.shape[0], device=x.device) - segments.expand(starts)
-    proposal = MirroredProposal(q_u, n_samples)
+    proposal = MirroredProposal(q_u, n_samples, prior)
     draws = proposal.draw(_quasi_normal(n_samples, q_u.loc, seed))
     # Made before the loop: small results kept between large temporaries would pin the heap, to gigabytes.
     log_weights = proposal.log_prior_ratio(draws).double()

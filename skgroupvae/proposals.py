@@ -27,10 +27,13 @@ class MirroredProposal:
         Posterior from the group encoder.
     n_samples : int
         Number S of draws of each group.
+    prior : Normal over (G, U) or None
+        What is known of u beforehand; None is the standard normal.
     """
 
     q_u: Normal
     n_samples: int
+    prior: Normal | None = None
 
     @property
     def n_direct(self) -> int:
@@ -52,10 +55,11 @@ class MirroredProposal:
         return self.signs[:, None] * self.q_u.loc + self.q_u.scale * noise
 
     def log_prior_ratio(self, u: Tensor) -> Tensor:
-        """log N(u; 0, I) minus the log density of the mixture, for draws u: (S, G, U) -> (S, G)."""
+        """log p(u) minus the log density of the mixture, for draws u: (S, G, U) -> (S, G)."""
         signs, counts = torch.unique(self.signs, dim=0, return_counts=True)
         components = Normal(signs[:, None, None] * self.q_u.loc, self.q_u.scale, validate_args=False)
         log_densities = components.log_prob(u).sum(-1)
         log_weights = (counts / self.n_samples).log()[:, None, None]
-        log_prior = Normal(0.0, 1.0, validate_args=False).log_prob(u).sum(-1)
+        prior = self.prior or Normal(0.0, 1.0, validate_args=False)
+        log_prior = prior.log_prob(u).sum(-1)
         return log_prior - torch.logsumexp(log_densities + log_weights, dim=0)

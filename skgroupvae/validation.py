@@ -6,7 +6,6 @@ import re
 import warnings
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
+from skgroupvae.columns import some
 from skgroupvae.groups import as_label_array
 from skgroupvae.nn import SCALE_RANGE
 
@@ -25,9 +25,7 @@ __all__ = [
     "check_labels_by_row",
     "check_noise_scale",
     "check_table",
-    "column_name",
     "resolve_device",
-    "split_group_column",
     "unchanged_on_error",
 ]
 
@@ -44,44 +42,16 @@ def unchanged_on_error(estimator: BaseEstimator) -> Iterator[None]:
         raise
 
 
-def split_group_column(X: Any, group_column: Hashable, groups: Any) -> tuple[Any, Any]:
-    """Table without its label column, and the labels; `groups` is returned where there is no such column."""
-    if group_column is None:
-        return X, groups
-    if groups is not None:
-        raise ValueError("groups= and group_column are both given; pass one of them")
-    if isinstance(X, pd.DataFrame):
-        column = column_name(X, group_column)
-        return X.drop(columns=column), X[column]
-    X = np.asarray(X)
-    if not isinstance(group_column, Integral) or X.ndim != 2:
-        raise ValueError(
-            f"group_column={group_column!r} needs a DataFrame; with an array pass the column's position"
-        )
-    position = int(group_column)
-    if not -X.shape[1] <= position < X.shape[1]:
-        raise ValueError(f"group_column={group_column} is out of range for X with {X.shape[1]} columns")
-    return np.delete(X, position, axis=1), X[:, position]
-
-
-def column_name(X: pd.DataFrame, group_column: Hashable) -> Hashable:
-    """Name of the label column of a DataFrame, from its name or (if no column is called that) position."""
-    if group_column in X.columns:
-        return group_column
-    if isinstance(group_column, Integral) and -X.shape[1] <= group_column < X.shape[1]:
-        return X.columns[int(group_column)]
-    raise ValueError(
-        f"group_column={group_column!r} is not a column of X; its columns are {_some(list(X.columns))}"
-    )
-
-
 def check_table(estimator: BaseEstimator, X: Any, *, reset: bool, name: str = "X") -> NDArray[np.floating]:
     """Finite numeric table (N, D), float32 kept as it is; sets or checks the names and number of columns."""
     if isinstance(X, pd.DataFrame):
+        if not X.columns.is_unique:
+            twice = list(X.columns[X.columns.duplicated()])
+            raise ValueError(f"{name} has duplicate column names {some(twice)}; rename or drop them")
         bad = [c for c, dtype in X.dtypes.items() if not pd.api.types.is_numeric_dtype(dtype)]
         if bad:
             raise ValueError(
-                f"{name} has non-numeric columns {_some(bad)}; encode them as numbers, drop them, or name "
+                f"{name} has non-numeric columns {some(bad)}; encode them as numbers, drop them, or name "
                 "the label column in group_column"
             )
     if hasattr(X, "shape") and len(X.shape) == 2 and X.shape[0] == 0:
@@ -102,7 +72,7 @@ def check_table(estimator: BaseEstimator, X: Any, *, reset: bool, name: str = "X
         if bad_cells.any():
             columns = np.flatnonzero(bad_cells.any(axis=0))
             names = getattr(estimator, "feature_names_in_", np.arange(array.shape[1]))
-            raise ValueError(f"{name} contains {what} in columns {_some(list(names[columns]))}; {remedy}")
+            raise ValueError(f"{name} contains {what} in columns {some(list(names[columns]))}; {remedy}")
     return array
 
 
@@ -120,12 +90,6 @@ def _about_table(name: str, reason: str) -> str:
             f"{name} has no column of data (0 feature(s)) while a minimum of 1 is required; pass one or more"
         )
     return f"{name} cannot be used: {reason} Pass a two-dimensional table with the columns of fit"
-
-
-def _some(names: list[Any], most: int = 5) -> str:
-    """The first few names of a list that may be long."""
-    shown = str([getattr(name, "item", lambda name=name: name)() for name in names[:most]])
-    return shown if len(names) <= most else f"{shown[:-1]}, ...] ({len(names)} in all)"
 
 
 def check_groups(
