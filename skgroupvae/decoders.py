@@ -107,9 +107,13 @@ class Decoder(nn.Module, ABC):
         """
         return None
 
-    def noise_penalty(self) -> Tensor:
+    def penalty(self) -> Tensor:
         """What the loss of a row adds to keep the noise where it started, unless the data say otherwise."""
         return self.log_noise.new_zeros(())
+
+    def rate_factors(self) -> list[tuple[nn.Parameter, float]]:
+        """Parameters that learn at a rate of their own, as multiples of the common rate."""
+        return [(self.log_noise, self.noise_rate_factor)]
 
     def linearize(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Best straight line in v through the decoder at v = -1, +1: the mean as ``centre + slope v``.
@@ -168,7 +172,7 @@ class LinearDecoder(Decoder):
             self.start_log_noise.copy_(self.log_noise)
         return self.group_loadings.weight
 
-    def noise_penalty(self) -> Tensor:
+    def penalty(self) -> Tensor:
         # A normal prior on the log noise. Without it the noise of one column under a free decoder drifts.
         return _NOISE_ANCHOR * (self.log_noise - self.start_log_noise).square().sum()
 

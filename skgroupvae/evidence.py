@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.distributions import Normal
 
 from skgroupvae.groups import GroupIndex, iter_group_batches
-from skgroupvae.network import GroupVAENetwork
+from skgroupvae.network import TrainableNetwork
 
 __all__ = ["Evidence"]
 
@@ -40,12 +40,12 @@ class Evidence:
 
     @classmethod
     @torch.no_grad()
-    def of_rows(cls, network: GroupVAENetwork, x: Tensor, index: GroupIndex) -> Evidence:
+    def of_rows(cls, network: TrainableNetwork, x: Tensor, index: GroupIndex) -> Evidence:
         """Evidence of every group of a table of standardised rows."""
         totals: list[NDArray[np.float64]] = []
         for batch in iter_group_batches(index.sizes, _CHUNK_GROUPS):
             rows, segments = index.rows_of(batch)
-            by_row = network.group_encoder.evidence(x[torch.from_numpy(rows).to(x.device)])
+            by_row = network.evidence(x[torch.from_numpy(rows).to(x.device)])
             totals.append(segments.to(x.device).sum(by_row.double()).cpu().numpy())
         return cls(index.labels, np.concatenate(totals), index.sizes)
 
@@ -71,10 +71,10 @@ class Evidence:
         )
 
     @torch.no_grad()
-    def posterior(self, network: GroupVAENetwork) -> Normal:
-        """q(u) of each group, Normal over (G, U)."""
-        device = network.decoder.log_noise.device
-        return network.group_encoder.posterior(
+    def posterior(self, network: TrainableNetwork) -> Any:
+        """q(u) of each group, with ``loc`` and ``scale`` (G, U)."""
+        device = next(network.parameters()).device
+        return network.posterior(
             torch.from_numpy(self.totals).to(device),
             torch.from_numpy(self.sizes.astype(np.float64)).to(device),
         )

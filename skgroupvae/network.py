@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Normal
 
 from skgroupvae.decoders import Decoder
 from skgroupvae.encoders import GroupEncoder, InstanceEncoder
@@ -14,7 +17,7 @@ from skgroupvae.nn import draw, kl_to_standard_normal, log_prior_ratio
 from skgroupvae.proposals import MirroredProposal
 from skgroupvae.regularizers import Regularizer
 
-__all__ = ["ElboTerms", "GroupVAENetwork"]
+__all__ = ["ElboTerms", "GroupVAENetwork", "TrainableNetwork"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,34 @@ class ElboTerms:
         return self.reconstruction - self.kl_u - self.kl_v
 
 
-class GroupVAENetwork(nn.Module):
+class TrainableNetwork(nn.Module, ABC):
+    """What the training loop and the evidence of groups ask of a network; its parts are Modules."""
+
+    group_encoder: Any
+    instance_encoder: Any
+    decoder: Any
+    regularizer: Regularizer | None
+
+    @abstractmethod
+    def evidence(self, x: Tensor) -> Tensor:
+        """Evidence of each row, which adds up over the rows of a group: (N, D) -> (N, E)."""
+
+    @abstractmethod
+    def posterior(self, evidence: Tensor, sizes: Tensor) -> Any:
+        """q(u) from summed evidence (G, E) and sizes (G,), with ``loc`` and ``scale`` (G, U)."""
+
+    @abstractmethod
+    def elbo(self, x: Tensor, segments: Segments, generator: torch.Generator) -> ElboTerms:
+        """Estimate of the ELBO of each group."""
+
+    @abstractmethod
+    def importance_correction(
+        self, x: Tensor, segments: Segments, n_samples: int, generator: torch.Generator
+    ) -> Tensor:
+        """What turns the decoder's gradient of the ELBO into that of the importance-weighted bound."""
+
+
+class GroupVAENetwork(TrainableNetwork):
     """q(u given x), q(v given x, u) and p(x given u, v), with an optional adversarial regulariser."""
 
     def __init__(
@@ -47,6 +77,12 @@ class GroupVAENetwork(nn.Module):
         self.instance_encoder = instance_encoder
         self.decoder = decoder
         self.regularizer = regularizer
+
+    def evidence(self, x: Tensor) -> Tensor:
+        return self.group_encoder.evidence(x)
+
+    def posterior(self, evidence: Tensor, sizes: Tensor) -> Normal:
+        return self.group_encoder.posterior(evidence, sizes)
 
     def elbo(self, x: Tensor, segments: Segments, generator: torch.Generator) -> ElboTerms:
         """One-draw estimate of the ELBO (section 2.1), KL terms in closed form.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from skgroupvae.groups import GroupIndex, Segments, iter_group_batches
-from skgroupvae.network import ElboTerms, GroupVAENetwork
+from skgroupvae.network import ElboTerms, TrainableNetwork
 
 __all__ = ["HISTORY_TERMS", "TrainingSettings", "fit_network", "resolve_schedule"]
 
@@ -49,19 +49,21 @@ class TrainingSettings:
     tol: float
 
 
-def resolve_schedule(max_epochs: int | str, batch_size: int | str, n_groups: int) -> tuple[int, int]:
+def resolve_schedule(
+    max_epochs: int | str, batch_size: int | str, n_groups: int, auto_steps: int | None = None
+) -> tuple[int, int]:
     """Epochs and groups a batch, with "auto" replaced by a choice that depends on the number of groups."""
     if batch_size == "auto":
         smallest = min(_AUTO_MIN_BATCH, n_groups)
         batch_size = int(np.clip(n_groups // _AUTO_BATCHES_PER_EPOCH, smallest, _AUTO_MAX_BATCH))
     if max_epochs == "auto":
         steps_per_epoch = -(-n_groups // int(batch_size))
-        max_epochs = max(1, round(_AUTO_STEPS / steps_per_epoch))
+        max_epochs = max(1, round((auto_steps or _AUTO_STEPS) / steps_per_epoch))
     return int(max_epochs), int(batch_size)
 
 
 def fit_network(
-    network: GroupVAENetwork,
+    network: TrainableNetwork,
     x: Tensor,
     index: GroupIndex,
     settings: TrainingSettings,
@@ -75,7 +77,7 @@ def fit_network(
 
     Parameters
     ----------
-    network : GroupVAENetwork
+    network : TrainableNetwork
         Changed in place; with early stopping it ends at the weights of its best epoch.
     x : Tensor of shape (N, D)
         Standardised rows.
@@ -117,7 +119,7 @@ class _Trainer:
 
     def __init__(
         self,
-        network: GroupVAENetwork,
+        network: TrainableNetwork,
         x: Tensor,
         index: GroupIndex,
         settings: TrainingSettings,
@@ -184,7 +186,7 @@ class _Trainer:
         if self.network.regularizer is not None:
             information, penalty = self._regularize(x, terms.v, segments)
         self.optimizer.zero_grad()
-        (loss + self.settings.regularizer_weight * penalty + self.network.decoder.noise_penalty()).backward()
+        (loss + self.settings.regularizer_weight * penalty + self.network.decoder.penalty()).backward()
         if self.settings.n_decoder_samples > 1 and self.decoder_parameters:
             self._correct_decoder_gradient(batch)
         nn.utils.clip_grad_norm_(self.parameters, _MAX_GRADIENT_NORM)
@@ -239,23 +241,22 @@ class _Trainer:
         return _mean_by_rows(records)
 
 
-def _model_parameters(network: GroupVAENetwork) -> list[nn.Parameter]:
+def _model_parameters(network: TrainableNetwork) -> list[nn.Parameter]:
     """What the ELBO teaches: everything but the critic."""
     parts = (network.group_encoder, network.instance_encoder, network.decoder)
     return [p for part in parts for p in part.parameters() if p.requires_grad]
 
 
 def _make_optimizer(
-    network: GroupVAENetwork, learning_rate: float, n_steps: int
+    network: TrainableNetwork, learning_rate: float, n_steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.OneCycleLR]:
-    """Adam on a one-cycle schedule (Smith and Topin 2019), the noise scale at a rate of its own."""
-    noise = network.decoder.log_noise
-    others = [p for p in _model_parameters(network) if p is not noise]
-    rates = [learning_rate]
+    """Adam on a one-cycle schedule (Smith and Topin 2019), some parameters at rates of their own."""
+    special = [(p, factor) for p, factor in network.decoder.rate_factors() if p.requires_grad]
+    ids = {id(parameter) for parameter, _ in special}
+    others = [p for p in _model_parameters(network) if id(p) not in ids]
+    rates = [learning_rate] + [learning_rate * factor for _, factor in special]
     parameters: list[dict[str, list[nn.Parameter]]] = [{"params": others}]
-    if noise.requires_grad:
-        parameters.append({"params": [noise]})
-        rates.append(learning_rate * network.decoder.noise_rate_factor)
+    parameters += [{"params": [parameter]} for parameter, _ in special]
     # After a spike, Adam moves a parameter by up to rate / sqrt(1 - beta2): with the usual 0.999 one odd
     # batch threw the noise scale off by a factor of 400.
     optimizer = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.99), fused=True)

@@ -13,17 +13,19 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
-from sklearn.utils.validation import validate_data
+from sklearn.utils.validation import column_or_1d, validate_data
 
 from skgroupvae.columns import some
 from skgroupvae.groups import as_label_array
 from skgroupvae.nn import SCALE_RANGE
 
 __all__ = [
+    "check_covariates",
     "check_groups",
     "check_hidden_sizes",
     "check_labels_by_row",
     "check_noise_scale",
+    "check_outcome",
     "check_table",
     "resolve_device",
     "unchanged_on_error",
@@ -74,6 +76,51 @@ def check_table(estimator: BaseEstimator, X: Any, *, reset: bool, name: str = "X
             names = getattr(estimator, "feature_names_in_", np.arange(array.shape[1]))
             raise ValueError(f"{name} contains {what} in columns {some(list(names[columns]))}; {remedy}")
     return array
+
+
+def check_covariates(estimator: BaseEstimator, X: Any, *, reset: bool) -> Any:
+    """Covariates as a finite array, or a DataFrame whose columns are numbers or categories."""
+    if not isinstance(X, pd.DataFrame) or all(pd.api.types.is_numeric_dtype(d) for d in X.dtypes):
+        array = check_table(estimator, X, reset=reset)
+        return pd.DataFrame(array, columns=X.columns) if isinstance(X, pd.DataFrame) else array
+    if not X.columns.is_unique:
+        twice = list(X.columns[X.columns.duplicated()])
+        raise ValueError(f"X has duplicate column names {some(twice)}; rename or drop them")
+    validate_data(estimator, X, reset=reset, skip_check_array=True)
+    if not len(X):
+        raise ValueError(
+            "X is empty: found 0 samples while a minimum of 1 is required; pass at least one row"
+        )
+    numeric = [name for name, dtype in X.dtypes.items() if pd.api.types.is_numeric_dtype(dtype)]
+    values = X[numeric].to_numpy(dtype=np.float64)
+    bad = [name for name, column in zip(numeric, values.T, strict=True) if not np.isfinite(column).all()]
+    if reset:
+        bad += [name for name in X.columns if name not in numeric and X[name].isna().any()]
+    if bad:
+        raise ValueError(
+            f"X contains NaN or infinite values in columns {some(bad)}; drop or impute these rows"
+        )
+    return X
+
+
+def check_outcome(y: Any, n_rows: int, *, constant: bool = False) -> NDArray[np.float64]:
+    """One finite number a row; a constant outcome is refused where a fit would start from it."""
+    if y is None:
+        raise ValueError("y is missing: requires y to be passed, but the target y is None")
+    try:
+        outcome = column_or_1d(np.asarray(y), dtype=np.float64, warn=True)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"y must be one number a row: {' '.join(str(error).split())}") from error
+    if len(outcome) != n_rows:
+        raise ValueError(f"y has {len(outcome)} outcomes but X has {n_rows} rows; pass one outcome a row")
+    if not np.isfinite(outcome).all():
+        row = np.flatnonzero(~np.isfinite(outcome))[0]
+        raise ValueError(f"y contains NaN or infinite values (inf), first at row {row}; drop these rows")
+    if not constant and n_rows > 1 and np.ptp(outcome) == 0.0:
+        raise ValueError(
+            f"y is constant ({outcome[0]:g} in every row), so there is nothing to learn; check y"
+        )
+    return outcome
 
 
 def _about_table(name: str, reason: str) -> str:

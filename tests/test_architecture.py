@@ -17,13 +17,17 @@ FILES = sorted(PACKAGE.glob("**/*.py"))
 # From the door down to the ground. A module may import its own tier (without a circle) and those below.
 TIERS = (
     {"__init__"},
-    {"estimators"},
-    {"base"},
+    {"estimators", "regressors"},
+    {"base", "regression_base"},
     {"validation", "containers", "persistence"},
+    {"values"},
+    {"design"},
     {"columns"},
+    {"prediction"},
     {"training", "inference", "evidence", "building", "progress", "starting"},
+    {"regression"},
     {"network"},
-    {"encoders", "decoders", "regularizers", "proposals"},
+    {"encoders", "decoders", "regularizers", "proposals", "families", "mixed_model"},
     {"groups", "nn"},
 )
 STANDALONE = {"metrics", "datasets", "plotting", "model_selection"}
@@ -131,7 +135,7 @@ def test_optional_dependencies_are_imported_inside_functions(path):
 def test_files_stay_small(path):
     source = path.read_text()
     # Public methods carry long docstrings, so there only code counts.
-    n_lines = n_code_lines(source) if path.stem == "estimators" else len(source.splitlines())
+    n_lines = n_code_lines(source) if path.stem in ("estimators", "regressors") else len(source.splitlines())
     assert n_lines <= MAX_LINES
 
 

@@ -1,0 +1,102 @@
+"""Questions to a fitted regression network, as pure functions: what it predicts with u integrated out.
+
+The distribution of an outcome is a mixture of the family's distributions over draws of its group's u.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from skgroupvae.families import Family
+from skgroupvae.regression import FullNormal, RegressionNetwork
+
+__all__ = [
+    "draws_of",
+    "mixture_log_prob",
+    "mixture_moments",
+    "mixture_quantiles",
+    "normal_scores",
+    "translated",
+]
+
+_BISECTIONS = 60
+
+
+def draws_of(q_u: FullNormal, n_draws: int, seed: int = 0) -> Tensor:
+    """Quasi-random draws (S, G, U) of the group codes: scrambled Sobol points, common to all groups."""
+    engine = torch.quasirandom.SobolEngine(q_u.loc.shape[-1], scramble=True, seed=seed)
+    points = engine.draw(n_draws, dtype=torch.float64).clamp(1e-10, 1.0 - 1e-10)
+    return q_u.draw(torch.special.ndtri(points).to(q_u.loc)[:, None])
+
+
+def mixture_log_prob(family: Family, y: Tensor, eta: Tensor) -> Tensor:
+    """Log predictive density: y (N,), eta (S, N, n_parameters) -> (N,)."""
+    return torch.logsumexp(family.log_prob(y.expand(eta.shape[:-1]), eta), dim=0) - math.log(len(eta))
+
+
+def mixture_moments(family: Family, eta: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of the prediction: eta (S, N, n_parameters) -> two of (N,)."""
+    means = family.mean(eta)
+    return means.mean(0), family.variance(eta).mean(0) + means.var(0, correction=0)
+
+
+def mixture_quantiles(family: Family, eta: Tensor, levels: Tensor) -> Tensor:
+    """Quantiles of the prediction by bisection: eta (S, N, n_parameters), levels (L,) -> (N, L)."""
+    by_level = [_quantile(family, eta, level.expand(eta.shape[1])) for level in levels]
+    return torch.stack(by_level, dim=-1)
+
+
+def _quantile(family: Family, eta: Tensor, level: Tensor) -> Tensor:
+    parts = family.quantile(level.expand(eta.shape[:-1]), eta)
+    low, high = parts.amin(0), parts.amax(0)
+
+    def reached(y: Tensor) -> Tensor:
+        return family.cdf(y.expand(eta.shape[:-1]), eta).mean(0) >= level
+
+    return bisect(reached, low, high, family.is_continuous)
+
+
+def bisect(reached: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, continuous: bool) -> Tensor:
+    """Smallest y in [low, high] at which `reached` holds, which it does at `high`."""
+    if not continuous:
+        low = low - 1.0
+    for _ in range(_BISECTIONS):
+        middle = 0.5 * (low + high)
+        if not continuous:
+            middle = torch.floor(middle)
+        done = reached(middle)
+        high, low = torch.where(done, middle, high), torch.where(done, low, middle)
+        if not continuous and not bool((high - low > 1.0).any()):
+            break
+    return high
+
+
+def translated(
+    network: RegressionNetwork, y: Tensor, design: Tensor, u_source: Tensor, u_target: Tensor, seed: int = 0
+) -> Tensor:
+    """Outcomes that rows would have had in the target group, one a draw of (u, v): (S, N).
+
+    Each row keeps its normal score v. Where the outcome is discrete v is drawn between its bounds.
+    """
+    family = network.decoder.family
+    eta = network.decoder(design, u_source)
+    v, spread = family.normal_score(y.expand(eta.shape[:-1]), eta)
+    if not family.is_continuous:
+        engine = torch.quasirandom.SobolEngine(1, scramble=True, seed=seed)
+        noise = torch.special.ndtri(engine.draw(len(eta), dtype=torch.float64).clamp(1e-10, 1.0 - 1e-10))
+        v = v + spread * noise.to(v)
+    return family.at_score(v, network.decoder(design, u_target))
+
+
+def normal_scores(
+    network: RegressionNetwork, y: Tensor, design: Tensor, draws: Tensor, position: Tensor
+) -> Tensor:
+    """Posterior mean of v of each row over draws u (S, G, U) of its group's code: (N,)."""
+    total = torch.zeros_like(y)
+    for u in draws:
+        total += network.decoder.family.normal_score(y, network.decoder(design, u[position]))[0]
+    return total / len(draws)

@@ -1,0 +1,322 @@
+"""What a grouped regression does behind its public methods: start, train, keep evidence, read tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.utils.validation import check_is_fitted
+
+from skgroupvae import prediction
+from skgroupvae.columns import split_group_column
+from skgroupvae.design import Design
+from skgroupvae.evidence import Evidence
+from skgroupvae.families import FAMILIES, Family
+from skgroupvae.groups import GroupIndex
+from skgroupvae.mixed_model import LinearMixedModel, fit_linear_mixed_model
+from skgroupvae.persistence import PersistenceMixin
+from skgroupvae.progress import progress_bar
+from skgroupvae.regression import FullNormal, MixedModelEncoder, RegressionDecoder, RegressionNetwork
+from skgroupvae.training import HISTORY_TERMS, TrainingSettings, fit_network, resolve_schedule
+from skgroupvae.validation import check_covariates, check_groups, check_hidden_sizes, check_outcome
+
+__all__ = ["GroupedRegressor"]
+
+_AUTO_STEPS = 400
+# Random slopes that "auto" takes at most.
+_MAX_AUTO_SLOPES = 5
+# Draws of u times rows that a chunk of predictions holds at most.
+_CHUNK_NUMBERS = 2**18
+
+
+class GroupedRegressor(PersistenceMixin, RegressorMixin, BaseEstimator):
+    """Base class; the subclass has the constructor and the public methods."""
+
+    network_: RegressionNetwork
+
+    def _start_outcome(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Check the outcome, learn its units, and return it in those of the network."""
+        self._centre, self._scale = 0.0, 1.0
+        if self.family == "ordinal":
+            self.classes_ = np.unique(y)
+            if len(self.classes_) < 3:
+                raise ValueError(
+                    f"y has {len(self.classes_)} grades, family='ordinal' needs 3 or more; use "
+                    "'bernoulli' for two"
+                )
+        elif self._family().is_continuous:
+            spread = float(y.std())
+            self._centre = float(y.mean())
+            self._scale = spread if spread > 1e-12 * abs(self._centre) else 1.0
+        self._family().check_outcome(y)
+        return self._inner(y)
+
+    def _family(self) -> Family:
+        return FAMILIES["ordinal"](self.classes_) if self.family == "ordinal" else FAMILIES[self.family]()
+
+    def _inner(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Outcome in the units of the network."""
+        if self.family != "ordinal":
+            return (y - self._centre) / self._scale
+        code = np.searchsorted(self.classes_, y).clip(max=len(self.classes_) - 1)
+        if (self.classes_[code] != y).any():
+            raise ValueError("y has grades that the fit has not seen; refit with them, or drop these rows")
+        return code.astype(np.float64)
+
+    def _outer(self, values: torch.Tensor) -> NDArray[np.float64]:
+        """Outcome (not a mean) in the units of y."""
+        array = values.cpu().numpy()
+        if self.family == "ordinal":
+            return self.classes_[array.astype(int)]
+        return array * self._scale + self._centre
+
+    def _random_columns(self, design: NDArray[np.float64], index: GroupIndex) -> list[int]:
+        if self.random_slopes is None:
+            return [0]
+        if not isinstance(self.random_slopes, str):
+            return [0, *dict.fromkeys(self._design.column_of(self.random_slopes))]
+        ordered = design[index.order]
+        means = np.add.reduceat(ordered, index.starts[:-1]) / index.sizes[:, None]
+        within = ((ordered - np.repeat(means, index.sizes, axis=0)) ** 2).mean(axis=0)
+        varying = [j for j in range(1, design.shape[1]) if within[j] > 0.1]
+        best = sorted(varying, key=lambda j: -within[j])[:_MAX_AUTO_SLOPES]
+        return [0, *sorted(best)]
+
+    def _empty_network(self, generator: torch.Generator) -> RegressionNetwork:
+        """Untrained network that the parameters and the columns of the fit ask for."""
+        hidden = check_hidden_sizes(self.hidden_sizes) if self.decoder == "mlp" else ()
+        n_columns, n_random = len(self._design.names), len(self._random)
+        n_codes = n_random + (self.n_extra_codes if hidden else 0)
+        encoder = MixedModelEncoder(n_columns, n_random, n_codes, hidden, generator)
+        decoder = RegressionDecoder(self._family(), n_columns, self._random, n_codes, hidden, generator)
+        return RegressionNetwork(encoder, decoder)
+
+    def _start(
+        self,
+        network: RegressionNetwork,
+        inner: NDArray[np.float64],
+        design: NDArray[np.float64],
+        index: GroupIndex,
+    ) -> None:
+        """Start at the linear mixed model of the working outcome."""
+        decoder, family = network.decoder, network.decoder.family
+        y, columns = torch.from_numpy(inner), torch.from_numpy(design)
+        working = family.working_outcome(y)
+        order, segments = index.rows_of(np.arange(index.n_groups))
+        model = fit_linear_mixed_model(working[order], columns[order], self._random, segments)
+        factor, shift = family.start(y, columns @ model.fixed, model.noise)
+        decoder.start_from(model, factor, shift)
+        if family.is_continuous:
+            with torch.no_grad():
+                decoder.shape[0] = math.log(max(model.noise, 1e-4))
+        decoder.penalty_weight = self.weight_penalty / len(inner)
+        self.fixed_effects_, self.variance_components_, self.intraclass_correlation_ = _tables_of(
+            model, self._design, self._random, self._centre, self._scale
+        )
+        self.mixed_model_log_likelihood_ = model.log_likelihood - len(inner) * math.log(self._scale)
+
+    def _train(self, rows: torch.Tensor, index: GroupIndex, generator: torch.Generator) -> pd.DataFrame:
+        if self.decoder == "linear" and self.family == "gaussian":
+            return pd.DataFrame(columns=list(HISTORY_TERMS), index=pd.RangeIndex(1, 1, name="epoch"))
+        max_epochs, batch_size = resolve_schedule(
+            self.max_epochs, self.batch_size, index.n_groups, _AUTO_STEPS
+        )
+        settings = TrainingSettings(
+            max_epochs=max_epochs,
+            batch_size=batch_size,
+            learning_rate=self.learning_rate,
+            n_decoder_samples=self.n_decoder_samples,
+            regularizer_weight=0.0,
+            early_stopping=False,
+            n_iter_no_change=1,
+            tol=0.0,
+        )
+        history = fit_network(
+            self.network_,
+            rows,
+            index,
+            settings,
+            train_groups=index.by_content(rows.cpu().numpy()),
+            validation_groups=np.empty(0, dtype=np.intp),
+            generator=generator,
+            progress=progress_bar(self.verbose),
+        )
+        return pd.DataFrame(history, index=pd.RangeIndex(1, len(history) + 1, name="epoch"))
+
+    def _set_evidence(self, evidence: Evidence) -> None:
+        self._evidence = evidence
+        q_u = evidence.posterior(self.network_)
+        names = [f"u{j}" for j in range(q_u.loc.shape[1])]
+        self.group_codes_ = pd.DataFrame(q_u.loc.cpu().numpy(), index=evidence.labels, columns=names)
+        self.group_codes_std_ = pd.DataFrame(q_u.scale.cpu().numpy(), index=evidence.labels, columns=names)
+        self.group_effects_ = self._effects_of(q_u, evidence)
+
+    def summary(self) -> str:
+        """Table of the mixed model that the fit starts at, and of the fit, to print.
+
+        Returns
+        -------
+        text : str
+        """
+        check_is_fitted(self)
+        sizes = self._evidence.sizes
+        head = {
+            "Family": self.family,
+            "Decoder": self.decoder,
+            "Rows": f"{sizes.sum():,}",
+            "Groups": f"{len(sizes):,} of {sizes.min()} to {sizes.max()} rows",
+            "Log-likelihood of the mixed model": f"{self.mixed_model_log_likelihood_:.3f}",
+            "Intraclass correlation": f"{self.intraclass_correlation_:.3f}",
+        }
+        lines = [f"{name + ':':36s}{value}" for name, value in head.items()]
+        tables = {
+            "Fixed effects (Wald intervals, 95 %)": self.fixed_effects_,
+            "Variance components": self.variance_components_,
+        }
+        for title, table in tables.items():
+            lines += ["", title, table.to_string(float_format=lambda x: f"{x:.4f}")]
+        return "\n".join(lines)
+
+    def _effects_of(self, q_u: FullNormal, evidence: Evidence) -> pd.DataFrame:
+        """What each group adds at the mean covariates, and to the slope of each random covariate."""
+        at_mean = torch.zeros(1, len(self._design.names), dtype=torch.float64, device=q_u.loc.device)
+        at_mean[0, 0] = 1.0
+        draws = prediction.draws_of(q_u, self.n_prediction_samples)
+        prior = prediction.draws_of(self._prior(1), 4 * self.n_prediction_samples)
+        base, base_prior = (self._mean_at(at_mean, u) for u in (draws, prior))
+        table: dict[str, NDArray] = {}
+        for column in self._random:
+            value, average, step, unit = base, base_prior, 1.0, 1.0
+            if column:
+                moved = at_mean.clone()
+                moved[0, column] += 0.1
+                step, unit = 0.1, float(self._design.scale[column])
+                value, average = self._mean_at(moved, draws) - base, self._mean_at(moved, prior) - base_prior
+            effect = (value - average.mean()) / (step * unit) * self._scale_of_mean
+            name = self._design.names[column]
+            table[name] = effect.mean(0).cpu().numpy()
+            table[f"{name} sd"] = effect.std(0, correction=0).cpu().numpy()
+        return pd.DataFrame(table | {"n_rows": evidence.sizes}, index=evidence.labels)
+
+    def _mean_at(self, design: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        """Mean outcome (S, G) of one row of the design in each group."""
+        decoder = self.network_.decoder
+        return decoder.family.mean(decoder(design.expand(u.shape[1], -1), u))
+
+    @property
+    def _scale_of_mean(self) -> float:
+        return 1.0 if self.family == "ordinal" else self._scale
+
+    def _prior(self, n_groups: int) -> FullNormal:
+        n_codes = self.network_.group_encoder.n_group_codes
+        like = self.network_.decoder.fixed
+        root = torch.eye(n_codes, dtype=like.dtype, device=like.device).repeat(n_groups, 1, 1)
+        return FullNormal(like.new_zeros(n_groups, n_codes), root, like.new_zeros(n_groups))
+
+    def _posterior(self, labels: pd.Index, context: Any) -> tuple[FullNormal, NDArray[np.intp]]:
+        """q(u) of each distinct label, the prior first, and the position of each row's label among them."""
+        known = self._evidence
+        if context is not None:
+            if not isinstance(context, (tuple, list)) or len(context) != 3:
+                raise ValueError("context must be a triple (X, y, groups): rows, outcomes and their labels")
+            rows, of_rows = self._read(context[0], context[1], context[2])
+            known = known.plus(self._evidence_of(rows, of_rows))
+        where = known.positions(labels)
+        used, position = np.unique(where, return_inverse=True)
+        prior = self._prior(1)
+        used = used[used >= 0]
+        q_u = known.take(used).posterior(self.network_)
+        both = FullNormal(
+            *(torch.cat([getattr(q, n) for q in (prior, q_u)]) for n in ("loc", "root", "log_det"))
+        )
+        return both, position + (0 if (where < 0).any() else 1)
+
+    def _evidence_of(self, rows: torch.Tensor, labels: Any) -> Evidence:
+        return Evidence.of_rows(self.network_, rows, GroupIndex.from_labels(labels, rows.cpu().numpy()))
+
+    # --- reading tables
+
+    def _rows(self, inner: NDArray[np.float64], design: NDArray[np.float64]) -> torch.Tensor:
+        device = self.network_.decoder.fixed.device
+        return torch.from_numpy(np.column_stack([inner, design])).to(device)
+
+    def _read(self, X: Any, y: Any, groups: Any) -> tuple[torch.Tensor, Any]:
+        """Rows of the network and labels; without y the outcomes are 0, and without groups there are none."""
+        check_is_fitted(self)
+        table, groups = split_group_column(X, self.group_column, groups)
+        table = check_covariates(self, table, reset=False)
+        design = self._design.transform(table)
+        inner = (
+            np.zeros(len(design)) if y is None else self._inner(check_outcome(y, len(design), constant=True))
+        )
+        if groups is not None:
+            groups = check_groups(groups, len(design), type(self).__name__)
+        elif y is not None:
+            groups = np.arange(len(design))
+        return self._rows(inner, design), groups
+
+    def _chunks(
+        self, X: Any, y: Any, groups: Any, context: Any, strict_groups: bool = False
+    ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+        """Some rows at a time: (which, rows of the network, their eta (S, n, n_parameters))."""
+        rows, labels = self._read(X, None, groups)
+        if y is not None:
+            inner = self._inner(check_outcome(y, len(rows), constant=True))
+            rows[:, 0] = torch.from_numpy(inner).to(rows)
+        if labels is None:
+            q_u, position = self._prior(1), np.zeros(len(rows), dtype=np.intp)
+        else:
+            index = pd.Index(np.asarray(labels), tupleize_cols=False)
+            q_u, position = self._posterior(index, context)
+            if strict_groups and (position == 0).any():
+                raise ValueError(
+                    f"groups has the label {index[position == 0][0]!r}, which neither the fit nor the "
+                    "context has; pass rows of it as context=(X, y, groups), or strict_groups=False"
+                )
+        draws = prediction.draws_of(q_u, self.n_prediction_samples)
+        size = max(1, _CHUNK_NUMBERS // self.n_prediction_samples)
+        for start in range(0, len(rows), size):
+            part = slice(start, start + size)
+            u = draws[:, torch.from_numpy(position[part]).to(draws.device)]
+            yield part, rows[part], self.network_.decoder(rows[part, 1:], u)
+
+    def _fitted_family(self) -> Family:
+        check_is_fitted(self)
+        return self.network_.decoder.family
+
+
+def _tables_of(
+    model: LinearMixedModel, design: Design, random: list[int], centre: float, scale: float
+) -> tuple[pd.DataFrame, pd.DataFrame, float]:
+    """Fixed effects, variance components and intraclass correlation of the mixed model, in units."""
+    # Rows map standardised coefficients to the units of X: slopes by their scale, the intercept at X = 0.
+    to_units = np.diag(1.0 / design.scale)
+    to_units[0] = -design.centre / design.scale
+    to_units[0, 0] = 1.0
+    estimate = to_units @ model.fixed.numpy() * scale
+    estimate[0] += centre
+    error = np.sqrt((to_units @ model.fixed_covariance.numpy() @ to_units.T).diagonal()) * scale
+    fixed = pd.DataFrame(
+        {
+            "estimate": estimate,
+            "std_error": error,
+            "lower": estimate - 1.96 * error,
+            "upper": estimate + 1.96 * error,
+        },
+        index=design.names,
+    )
+    at = to_units[np.ix_(random, random)]
+    covariance = (model.loadings @ model.loadings.mT).numpy() * scale**2
+    in_units = at @ covariance @ at.T
+    names = [design.names[j] for j in random]
+    sds = pd.DataFrame(
+        {"sd": [*np.sqrt(in_units.diagonal()), model.noise * scale]}, index=[*names, "Residual"]
+    )
+    between = covariance[0, 0]
+    return fixed, sds, float(between / (between + (model.noise * scale) ** 2))

@@ -1,0 +1,508 @@
+"""CxVAERegressor: what a mixed-effects model is swapped for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import r2_score
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+
+from skgroupvae import prediction
+from skgroupvae.columns import split_group_column
+from skgroupvae.design import Design
+from skgroupvae.evidence import Evidence
+from skgroupvae.families import FAMILIES
+from skgroupvae.groups import GroupIndex
+from skgroupvae.regression import FullNormal
+from skgroupvae.regression_base import GroupedRegressor
+from skgroupvae.validation import (
+    check_covariates,
+    check_groups,
+    check_labels_by_row,
+    check_outcome,
+    resolve_device,
+    unchanged_on_error,
+)
+
+__all__ = ["CxVAERegressor"]
+
+
+class CxVAERegressor(GroupedRegressor):
+    r"""Regression on grouped rows: a mixed-effects model that learns what departs from it.
+
+    The outcome of row k of group i, given its covariates x, is
+
+    .. math:: y_{ik} \sim \mathrm{family}(\eta(x_{ik}, u_i)), \qquad
+        \eta = x^\top\beta + z^\top\Lambda u + \mathrm{network}(x, u), \qquad u_i \sim N(0, I)
+
+    where z are the constant and the covariates with random slopes. The fit starts at the linear mixed model
+    of maximum likelihood, its network at zero; the network then learns curves, group effects that are no
+    straight lines, and scales and shapes that depend on x and u. The instance code v of a row is the normal
+    score of its outcome given x and u, so that the outcome is monotone in v.
+
+    Parameters
+    ----------
+    family : {"gaussian", "bernoulli", "poisson", "ordinal"}, default="gaussian"
+        Distribution of the outcome. "gaussian" starts at normal errors of one scale and learns scale,
+        skewness and tails; "ordinal" has cumulative logits for numbers that are grades.
+    decoder : {"mlp", "linear"}, default="mlp"
+        "linear" is the (generalised) linear mixed model alone; for the gaussian family by maximum likelihood.
+    random_slopes : "auto", None or list of names or positions, default="auto"
+        Covariates whose slope varies by group, beside the intercept. "auto" takes those that vary within
+        groups, at most 5; None none.
+    n_extra_codes : int, default=1
+        Group codes beside the random effects, which only the network sees.
+    hidden_sizes : tuple of int, default=(32, 32)
+        Widths of the hidden layers.
+    weight_penalty : float, default=5.0
+        Normal prior on the network's weights: nats that the sum of their squares costs.
+    max_epochs : int or "auto", default="auto"
+        Passes over the groups; "auto" is about 400 steps in all.
+    batch_size : int or "auto", default="auto"
+        Groups a step, as in :class:`GroupVAE`.
+    learning_rate : float, default=0.01
+        Peak rate of Adam on a one-cycle schedule.
+    n_decoder_samples : int, default=16
+        Draws of u for the decoder's importance-weighted gradient.
+    n_prediction_samples : int, default=64
+        Quasi-random draws of u that predictions are averaged over.
+    group_column : str, int, list of them or None, default=None
+        Column of X that holds the group labels, instead of `groups`.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the weights, batches and draws.
+    device : {"auto", "cpu", "cuda"} or torch.device, default="auto"
+        Where to compute.
+    verbose : bool or "auto", default="auto"
+        Progress bar.
+
+    Attributes
+    ----------
+    group_effects_ : DataFrame
+        By label: posterior mean and sd of what the group adds to the outcome at the mean covariates, of what
+        it adds to the slope of each random covariate, and the number of rows seen.
+    fixed_effects_ : DataFrame
+        Coefficients of the linear mixed model that the fit starts at, in the units of X and of the (working)
+        outcome, with standard errors and 95 % intervals of Wald's kind.
+    variance_components_ : DataFrame
+        Standard deviations of that model's random effects and noise.
+    intraclass_correlation_ : float
+        Share of the variance between groups in that model, at the mean covariates.
+    mixed_model_log_likelihood_ : float
+        Its log-likelihood, in nats.
+    group_codes_ : DataFrame of shape (n_groups, U)
+        Posterior mean of u by label; the first codes are the random effects, standardised.
+    history_ : DataFrame
+        One row an epoch; see :class:`GroupVAE`.
+    classes_ : ndarray
+        Grades of an ordinal outcome.
+    network_ : Module
+        The fitted network.
+    n_iter_ : int
+        Epochs done.
+    n_features_in_ : int
+        Number of columns of X.
+    feature_names_in_ : ndarray
+        Their names, where X had names.
+
+    References
+    ----------
+    Bates, D. et al. (2015). Fitting linear mixed-effects models using lme4. J. Stat. Softw. 67(1).
+
+    Jones, M. C., Pewsey, A. (2009). Sinh-arcsinh distributions. Biometrika 96(4).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skgroupvae import CxVAERegressor
+    >>> rng = np.random.default_rng(0)
+    >>> school = np.repeat(np.arange(30), 20)
+    >>> x = rng.normal(size=(600, 1))
+    >>> y = 1.0 + 2.0 * x[:, 0] + rng.normal(size=30)[school] + 0.5 * rng.normal(size=600)
+    >>> model = CxVAERegressor(decoder="linear").fit(x, y, groups=school)
+    >>> bool(model.score(x, y, groups=school) > 0.9)
+    True
+    >>> model.predict_quantiles(x[:2], [0.05, 0.95], groups=school[:2]).shape
+    (2, 2)
+    """
+
+    __metadata_request__fit = {"groups": True}  # noqa: RUF012
+    __metadata_request__predict = {"groups": True}  # noqa: RUF012
+    __metadata_request__score = {"groups": True}  # noqa: RUF012
+
+    _parameter_constraints = {  # noqa: RUF012
+        "family": [StrOptions(set(FAMILIES))],
+        "decoder": [StrOptions({"mlp", "linear"})],
+        "random_slopes": [StrOptions({"auto"}), list, tuple, None],
+        "n_extra_codes": [Interval(Integral, 0, None, closed="left")],
+        "hidden_sizes": ["array-like"],
+        "weight_penalty": [Interval(Real, 0, None, closed="left")],
+        "max_epochs": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "batch_size": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "n_decoder_samples": [Interval(Integral, 1, None, closed="left")],
+        "n_prediction_samples": [Interval(Integral, 1, None, closed="left")],
+        "group_column": [str, Integral, list, tuple, None],
+        "random_state": ["random_state"],
+        "device": [str, torch.device],
+        "verbose": ["boolean", StrOptions({"auto"})],
+    }
+
+    def __init__(
+        self,
+        family: str = "gaussian",
+        *,
+        decoder: str = "mlp",
+        random_slopes: str | Sequence[Any] | None = "auto",
+        n_extra_codes: int = 1,
+        hidden_sizes: Sequence[int] = (32, 32),
+        weight_penalty: float = 5.0,
+        max_epochs: int | str = "auto",
+        batch_size: int | str = "auto",
+        learning_rate: float = 0.01,
+        n_decoder_samples: int = 16,
+        n_prediction_samples: int = 64,
+        group_column: Any = None,
+        random_state: int | np.random.RandomState | None = None,
+        device: str | torch.device = "auto",
+        verbose: bool | str = "auto",
+    ) -> None:
+        self.family = family
+        self.decoder = decoder
+        self.random_slopes = random_slopes
+        self.n_extra_codes = n_extra_codes
+        self.hidden_sizes = hidden_sizes
+        self.weight_penalty = weight_penalty
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.n_decoder_samples = n_decoder_samples
+        self.n_prediction_samples = n_prediction_samples
+        self.group_column = group_column
+        self.random_state = random_state
+        self.device = device
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: ArrayLike, *, groups: ArrayLike | None = None) -> Self:
+        """Learn from rows, their outcomes and their groups.
+
+        Parameters
+        ----------
+        X : array-like or DataFrame of shape (n_rows, n_features)
+            Covariates; columns of a DataFrame that are not numeric are categories.
+        y : array-like of shape (n_rows,)
+            Outcome.
+        groups : array-like of shape (n_rows,), optional
+            Group label of each row. None makes every row a group of its own, with a warning.
+
+        Returns
+        -------
+        self : CxVAERegressor
+
+        Raises
+        ------
+        ValueError, TypeError
+            If a parameter, the table, the outcome or the labels cannot be used; the estimator is then as it
+            was.
+        """
+        with unchanged_on_error(self):
+            self._validate_params()
+            table, groups = split_group_column(X, self.group_column, groups)
+            table = check_covariates(self, table, reset=True)
+            outcome = check_outcome(y, len(table))
+            labels = check_groups(groups, len(table), type(self).__name__, warn=True)
+            self._design = Design.fit(table)
+            design = self._design.transform(table)
+            inner = self._start_outcome(outcome)
+            index = GroupIndex.from_labels(labels, np.column_stack([inner, design]))
+            self._random = self._random_columns(design, index)
+            seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+            generator = torch.Generator().manual_seed(seed)
+            network = self._empty_network(generator)
+            self._start(network, inner, design, index)
+            self.network_ = network.to(resolve_device(self.device))
+            rows = self._rows(inner, design)
+            self.history_ = self._train(rows.float(), index, generator)
+            self.n_iter_ = len(self.history_)
+            network.eval().requires_grad_(False).double()
+            self._set_evidence(Evidence.of_rows(network, rows, index))
+        return self
+
+    def update_groups(self, X: Any, y: ArrayLike, *, groups: ArrayLike | None = None) -> Self:
+        """Add rows with outcomes to what is known of their groups; the networks stay as they are.
+
+        Parameters
+        ----------
+        X, y, groups
+            As in `fit`; the groups may be known or new.
+
+        Returns
+        -------
+        self : CxVAERegressor
+        """
+        rows, labels = self._read(X, y, groups)
+        self._set_evidence(self._evidence.plus(self._evidence_of(rows, labels)))
+        return self
+
+    def predict(
+        self,
+        X: Any,
+        *,
+        groups: ArrayLike | None = None,
+        context: tuple[Any, ArrayLike, ArrayLike] | None = None,
+        return_std: bool = False,
+        strict_groups: bool = False,
+    ) -> Any:
+        """Expected outcome of each row.
+
+        Parameters
+        ----------
+        X : array-like or DataFrame of shape (n_rows, n_features)
+            Covariates.
+        groups : array-like of shape (n_rows,), optional
+            Group labels. A group of the fit is known from its rows there; a new label, and every row where
+            groups is None, has the prior over u.
+        context : tuple (X, y, groups), optional
+            More rows with outcomes: they add to what is known of their groups, at once and with no refit.
+        return_std : bool, default=False
+            Also return the standard deviation of the prediction, noise included.
+        strict_groups : bool, default=False
+            True refuses labels that neither the fit nor the context has.
+
+        Returns
+        -------
+        mean : ndarray of shape (n_rows,)
+        std : ndarray of shape (n_rows,)
+            Only with `return_std`.
+        """
+        family = self._fitted_family()
+        parts = [
+            prediction.mixture_moments(family, eta)
+            for _, _, eta in self._chunks(X, None, groups, context, strict_groups)
+        ]
+        mean, variance = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
+        if self.family != "ordinal":
+            mean = mean * self._scale + self._centre
+        return (mean, np.sqrt(variance) * self._scale_of_mean) if return_std else mean
+
+    def predict_quantiles(
+        self,
+        X: Any,
+        q: ArrayLike,
+        *,
+        groups: ArrayLike | None = None,
+        context: tuple[Any, ArrayLike, ArrayLike] | None = None,
+    ) -> NDArray[np.float64]:
+        """Quantiles of the predictive distribution of each row.
+
+        Parameters
+        ----------
+        X, groups, context
+            As in `predict`.
+        q : float or array-like of shape (n_quantiles,)
+            Levels strictly between 0 and 1.
+
+        Returns
+        -------
+        quantiles : ndarray of shape (n_rows, n_quantiles)
+        """
+        family = self._fitted_family()
+        levels = np.atleast_1d(np.asarray(q, dtype=np.float64))
+        if levels.ndim != 1 or not ((levels > 0) & (levels < 1)).all():
+            raise ValueError(f"q must hold levels strictly between 0 and 1, got {q!r}")
+        parts = [
+            prediction.mixture_quantiles(family, eta, torch.from_numpy(levels).to(eta.device))
+            for _, _, eta in self._chunks(X, None, groups, context)
+        ]
+        return self._outer(torch.cat(parts))
+
+    def score_samples(
+        self,
+        X: Any,
+        y: ArrayLike,
+        *,
+        groups: ArrayLike | None = None,
+        context: tuple[Any, ArrayLike, ArrayLike] | None = None,
+    ) -> NDArray[np.float64]:
+        """Log predictive density (or probability) of each row's outcome, in nats.
+
+        Parameters
+        ----------
+        X, groups, context
+            As in `predict`.
+        y : array-like of shape (n_rows,)
+            Outcomes.
+
+        Returns
+        -------
+        log_density : ndarray of shape (n_rows,)
+        """
+        family = self._fitted_family()
+        parts = [
+            prediction.mixture_log_prob(family, rows[:, 0], eta)
+            for _, rows, eta in self._chunks(X, y, groups, context)
+        ]
+        return torch.cat(parts).cpu().numpy() - math.log(self._scale)
+
+    def score(
+        self,
+        X: Any,
+        y: ArrayLike,
+        *,
+        groups: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> float:
+        """Coefficient of determination R² of `predict`.
+
+        Parameters
+        ----------
+        X, groups
+            As in `predict`.
+        y : array-like of shape (n_rows,)
+            Outcomes.
+        sample_weight : array-like of shape (n_rows,), optional
+            Weights of the rows.
+
+        Returns
+        -------
+        score : float
+        """
+        return r2_score(y, self.predict(X, groups=groups), sample_weight=sample_weight)
+
+    def transform(
+        self, X: Any, y: ArrayLike | None = None, *, groups: ArrayLike | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Codes of rows: u of each row's group, from these rows alone, and the row's own v given it.
+
+        Parameters
+        ----------
+        X, groups
+            As in `fit`.
+        y : array-like of shape (n_rows,)
+            Outcomes; without them nothing tells the codes.
+
+        Returns
+        -------
+        u : ndarray of shape (n_rows, U)
+            Posterior means; u repeats within a group.
+        v : ndarray of shape (n_rows, 1)
+            Posterior means of the outcomes' normal scores.
+        """
+        check_is_fitted(self)
+        if y is None:
+            raise ValueError(
+                "y is missing: transform infers codes from outcomes; pass transform(X, y, groups=...)"
+            )
+        rows, labels = self._read(X, y, groups)
+        index = GroupIndex.from_labels(labels, rows.cpu().numpy())
+        q_u = Evidence.of_rows(self.network_, rows, index).posterior(self.network_)
+        position = torch.from_numpy(index.codes).to(rows.device)
+        draws = prediction.draws_of(q_u, self.n_prediction_samples)
+        v = prediction.normal_scores(self.network_, rows[:, 0], rows[:, 1:], draws, position)
+        return q_u.loc[position].cpu().numpy(), v[:, None].cpu().numpy()
+
+    def sample_y(
+        self,
+        X: Any,
+        n_samples: int = 1,
+        *,
+        groups: ArrayLike | None = None,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> NDArray[np.float64]:
+        """Draw outcomes from the predictive distribution, rows of a group with the same u.
+
+        Parameters
+        ----------
+        X, groups
+            As in `predict`.
+        n_samples : int, default=1
+            Draws a row.
+        random_state : int, RandomState instance or None, default=None
+            Pass an int for the same draws at every call.
+
+        Returns
+        -------
+        y : ndarray of shape (n_rows, n_samples)
+        """
+        family = self._fitted_family()
+        rng = check_random_state(random_state)
+        rows, labels = self._read(X, None, groups)
+        index = pd.Index(
+            np.zeros(len(rows), dtype=int) if labels is None else np.asarray(labels), tupleize_cols=False
+        )
+        distinct = index.unique()
+        q_u, position = self._posterior(distinct, None)
+        if labels is None:
+            position = np.zeros(1, dtype=np.intp)
+        # Two new groups share a prior, but not a draw.
+        chosen = FullNormal(q_u.loc[position], q_u.root[position], q_u.log_det[position])
+        noise = rng.standard_normal((n_samples, len(distinct), q_u.loc.shape[1]))
+        u = chosen.draw(torch.from_numpy(noise).to(q_u.loc))[:, distinct.get_indexer(index)]
+        v = torch.from_numpy(rng.standard_normal((n_samples, len(rows)))).to(u)
+        return self._outer(family.at_score(v, self.network_.decoder(rows[:, 1:], u))).T
+
+    def translate(
+        self,
+        X: Any,
+        y: ArrayLike,
+        *,
+        source_group: Any = None,
+        target_group: Any,
+        context: tuple[Any, ArrayLike, ArrayLike] | None = None,
+        quantiles: ArrayLike | None = None,
+    ) -> Any:
+        """Outcomes that these rows would have had in the target group: same covariates, same v, other u.
+
+        Parameters
+        ----------
+        X, y, context
+            As in `predict`, with the rows' own outcomes.
+        source_group : label or array-like of shape (n_rows,), optional
+            Their group, or that of each row. None takes the `group_column`.
+        target_group : label or array-like of shape (n_rows,)
+            The group to move them to.
+        quantiles : array-like of float, optional
+            Also return these quantiles of what is known of the outcome.
+
+        Returns
+        -------
+        translated : ndarray of shape (n_rows,)
+            Posterior mean.
+        intervals : ndarray of shape (n_rows, n_quantiles)
+            Only with `quantiles`.
+        """
+        check_is_fitted(self)
+        table, in_column = split_group_column(X, self.group_column, None)
+        source = check_labels_by_row(
+            in_column if source_group is None else source_group, len(table), "source_group"
+        )
+        target = check_labels_by_row(target_group, len(table), "target_group")
+        design = self._design.transform(check_covariates(self, table, reset=False))
+        rows = self._rows(self._inner(check_outcome(y, len(design), constant=True)), design)
+        (q_source, at_source), (q_target, at_target) = (
+            self._posterior(labels, context) for labels in (source, target)
+        )
+        if (at_target == 0).any():
+            raise ValueError(
+                f"target_group {target[at_target == 0][0]!r} does not occur in the fit; pass rows of it as "
+                "context=(X, y, groups)"
+            )
+        same = torch.from_numpy(np.asarray(source == target))
+        u_source = prediction.draws_of(q_source, self.n_prediction_samples)[:, at_source]
+        u_target = prediction.draws_of(q_target, self.n_prediction_samples, seed=1)[:, at_target]
+        u_target = torch.where(same[:, None].to(u_source.device), u_source, u_target)
+        moved = self._outer(prediction.translated(self.network_, rows[:, 0], rows[:, 1:], u_source, u_target))
+        mean = moved.mean(0)
+        return (
+            mean
+            if quantiles is None
+            else (mean, np.quantile(moved, np.asarray(quantiles, dtype=float), axis=0).T)
+        )
