@@ -155,7 +155,7 @@ class GroupVAE(GroupedEstimator, auto_wrap_output_keys=None):  # type: ignore[ca
     __metadata_request__fit = {"groups": True}  # noqa: RUF012
     __metadata_request__partial_fit = {"groups": True}  # noqa: RUF012
     __metadata_request__transform = {"groups": True}  # noqa: RUF012
-    __metadata_request__score = {"groups": True}  # noqa: RUF012
+    __metadata_request__score = {"groups": True, "context": True}  # noqa: RUF012
 
     _parameter_constraints = {  # noqa: RUF012
         "n_group_codes": [Interval(Integral, 1, None, closed="left")],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -28,11 +29,16 @@ from skgroupvae.validation import check_covariates, check_groups, check_hidden_s
 
 __all__ = ["GroupedRegressor"]
 
-_AUTO_STEPS = 400
+# Steps of "auto": with few groups there is little to learn from them, and much to overfit
+# (examples/mixed_model_benchmark.py).
+_MIN_AUTO_STEPS, _MAX_AUTO_STEPS = 200, 800
+_AUTO_STEPS_PER_ROOT = 25
 # Random slopes that "auto" takes at most.
 _MAX_AUTO_SLOPES = 5
-# Draws of u times rows that a chunk of predictions holds at most.
-_CHUNK_NUMBERS = 2**18
+# Draws of u times rows that a chunk of predictions holds at most: what fits a cache is quickest.
+_CHUNK_NUMBERS = 2**15
+# Larger tables are predicted in single precision (relative error about 1e-6), twice as fast.
+_MAX_DOUBLE_ROWS = 20_000
 
 
 class GroupedRegressor(PersistenceMixin, RegressorMixin, BaseEstimator):
@@ -124,9 +130,9 @@ class GroupedRegressor(PersistenceMixin, RegressorMixin, BaseEstimator):
     def _train(self, rows: torch.Tensor, index: GroupIndex, generator: torch.Generator) -> pd.DataFrame:
         if self.decoder == "linear" and self.family == "gaussian":
             return pd.DataFrame(columns=list(HISTORY_TERMS), index=pd.RangeIndex(1, 1, name="epoch"))
-        max_epochs, batch_size = resolve_schedule(
-            self.max_epochs, self.batch_size, index.n_groups, _AUTO_STEPS
-        )
+        n_steps = _AUTO_STEPS_PER_ROOT * math.sqrt(index.n_groups)
+        n_steps = min(max(n_steps, _MIN_AUTO_STEPS), _MAX_AUTO_STEPS)
+        max_epochs, batch_size = resolve_schedule(self.max_epochs, self.batch_size, index.n_groups, n_steps)
         settings = TrainingSettings(
             max_epochs=max_epochs,
             batch_size=batch_size,
@@ -263,8 +269,8 @@ class GroupedRegressor(PersistenceMixin, RegressorMixin, BaseEstimator):
 
     def _chunks(
         self, X: Any, y: Any, groups: Any, context: Any, strict_groups: bool = False
-    ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-        """Some rows at a time: (which, rows of the network, their eta (S, n, n_parameters))."""
+    ) -> Iterator[tuple[Family, torch.Tensor, torch.Tensor]]:
+        """Some rows at a time: (family, outcomes of the network, their eta (S, n, n_parameters))."""
         rows, labels = self._read(X, None, groups)
         if y is not None:
             inner = self._inner(check_outcome(y, len(rows), constant=True))
@@ -279,12 +285,14 @@ class GroupedRegressor(PersistenceMixin, RegressorMixin, BaseEstimator):
                     f"groups has the label {index[position == 0][0]!r}, which neither the fit nor the "
                     "context has; pass rows of it as context=(X, y, groups), or strict_groups=False"
                 )
-        draws = prediction.draws_of(q_u, self.n_prediction_samples)
+        draws, decoder = prediction.draws_of(q_u, self.n_prediction_samples), self.network_.decoder
+        if len(rows) > _MAX_DOUBLE_ROWS:
+            draws, rows, decoder = draws.float(), rows.float(), copy.deepcopy(decoder).float()
         size = max(1, _CHUNK_NUMBERS // self.n_prediction_samples)
         for start in range(0, len(rows), size):
             part = slice(start, start + size)
             u = draws[:, torch.from_numpy(position[part]).to(draws.device)]
-            yield part, rows[part], self.network_.decoder(rows[part, 1:], u)
+            yield decoder.family, rows[part, 0], decoder(rows[part, 1:], u)
 
     def _fitted_family(self) -> Family:
         check_is_fitted(self)

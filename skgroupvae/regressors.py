@@ -66,7 +66,8 @@ class CxVAERegressor(GroupedRegressor):
     weight_penalty : float, default=5.0
         Normal prior on the network's weights: nats that the sum of their squares costs.
     max_epochs : int or "auto", default="auto"
-        Passes over the groups; "auto" is about 400 steps in all.
+        Passes over the groups; "auto" is 25 steps in all times the root of the number of groups, at least 200
+        and at most 800.
     batch_size : int or "auto", default="auto"
         Groups a step, as in :class:`GroupVAE`.
     learning_rate : float, default=0.01
@@ -283,12 +284,11 @@ class CxVAERegressor(GroupedRegressor):
         std : ndarray of shape (n_rows,)
             Only with `return_std`.
         """
-        family = self._fitted_family()
         parts = [
             prediction.mixture_moments(family, eta)
-            for _, _, eta in self._chunks(X, None, groups, context, strict_groups)
+            for family, _, eta in self._chunks(X, None, groups, context, strict_groups)
         ]
-        mean, variance = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
+        mean, variance = (torch.cat(part).double().cpu().numpy() for part in zip(*parts, strict=True))
         if self.family != "ordinal":
             mean = mean * self._scale + self._centre
         return (mean, np.sqrt(variance) * self._scale_of_mean) if return_std else mean
@@ -314,15 +314,14 @@ class CxVAERegressor(GroupedRegressor):
         -------
         quantiles : ndarray of shape (n_rows, n_quantiles)
         """
-        family = self._fitted_family()
         levels = np.atleast_1d(np.asarray(q, dtype=np.float64))
         if levels.ndim != 1 or not ((levels > 0) & (levels < 1)).all():
             raise ValueError(f"q must hold levels strictly between 0 and 1, got {q!r}")
         parts = [
-            prediction.mixture_quantiles(family, eta, torch.from_numpy(levels).to(eta.device))
-            for _, _, eta in self._chunks(X, None, groups, context)
+            prediction.mixture_quantiles(family, eta, torch.from_numpy(levels).to(eta))
+            for family, _, eta in self._chunks(X, None, groups, context)
         ]
-        return self._outer(torch.cat(parts))
+        return self._outer(torch.cat(parts).double())
 
     def score_samples(
         self,
@@ -345,12 +344,11 @@ class CxVAERegressor(GroupedRegressor):
         -------
         log_density : ndarray of shape (n_rows,)
         """
-        family = self._fitted_family()
         parts = [
-            prediction.mixture_log_prob(family, rows[:, 0], eta)
-            for _, rows, eta in self._chunks(X, y, groups, context)
+            prediction.mixture_log_prob(family, outcome, eta)
+            for family, outcome, eta in self._chunks(X, y, groups, context)
         ]
-        return torch.cat(parts).cpu().numpy() - math.log(self._scale)
+        return torch.cat(parts).double().cpu().numpy() - math.log(self._scale)
 
     def score(
         self,

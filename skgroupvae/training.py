@@ -50,7 +50,7 @@ class TrainingSettings:
 
 
 def resolve_schedule(
-    max_epochs: int | str, batch_size: int | str, n_groups: int, auto_steps: int | None = None
+    max_epochs: int | str, batch_size: int | str, n_groups: int, auto_steps: float | None = None
 ) -> tuple[int, int]:
     """Epochs and groups a batch, with "auto" replaced by a choice that depends on the number of groups."""
     if batch_size == "auto":

@@ -338,12 +338,10 @@ def test_score_of_unseen_groups_is_that_of_their_own_rows(name, X, school, quick
     for model, test, score in zip(
         results["estimator"], results["indices"]["test"], results["test_score"], strict=True
     ):
-        rows, labels = X.iloc[test], school.iloc[test]
-        known = model.group_codes_.index
+        rows, labels, known = X.iloc[test], school.iloc[test], model.group_codes_.index
         assert not labels.isin(known).any()
         # The label is only a label: under names that the fit knows, the score is the same.
-        names = [*known, "new", "another"]
-        renamed = labels.map(dict(zip(labels.unique(), names, strict=False)))
+        renamed = labels.map(dict(zip(labels.unique(), [*known, "new", "other"], strict=False)))
         assert model.score(rows, groups=renamed) == score
         # Codes of a held-out group need no other group.
         together = np.hstack(model.transform(rows, groups=labels))
