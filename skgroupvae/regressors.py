@@ -36,7 +36,7 @@ from skgroupvae.validation import (
 __all__ = ["CxVAERegressor"]
 
 
-class CxVAERegressor(GroupedRegressor):
+class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ignore[call-arg]
     r"""Regression on grouped rows: a mixed-effects model that learns what departs from it.
 
     The outcome of row k of group i, given its covariates x, is
@@ -394,7 +394,7 @@ class CxVAERegressor(GroupedRegressor):
         v : ndarray of shape (n_rows, 1)
             Posterior means of the outcomes' normal scores.
         """
-        check_is_fitted(self)
+        self._read(X, None, groups)
         if y is None:
             raise ValueError(
                 "y is missing: transform infers codes from outcomes; pass transform(X, y, groups=...)"
@@ -406,6 +406,12 @@ class CxVAERegressor(GroupedRegressor):
         draws = prediction.draws_of(q_u, self.n_prediction_samples)
         v = prediction.normal_scores(self.network_, rows[:, 0], rows[:, 1:], draws, position)
         return q_u.loc[position].cpu().numpy(), v[:, None].cpu().numpy()
+
+    def fit_transform(
+        self, X: Any, y: ArrayLike, *, groups: ArrayLike | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Fit, then the codes of the same rows; see `fit` and `transform`."""
+        return self.fit(X, y, groups=groups).transform(X, y, groups=groups)
 
     def sample_y(
         self,
