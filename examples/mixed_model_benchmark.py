@@ -73,6 +73,11 @@ def splits(groups: np.ndarray, kind: str) -> Iterator[tuple[np.ndarray, np.ndarr
         yield ~held_out, held_out & half & (kind == "context"), held_out & ~(half & (kind == "context"))
 
 
+def grades_of(name: str, y: np.ndarray) -> np.ndarray | None:
+    """Grades of an ordinal outcome."""
+    return np.unique(y) if TABLES[name][-1] == "ordinal" else None
+
+
 class Prediction:
     """Mean, negative log density and 90 % interval of each row."""
 
@@ -103,7 +108,7 @@ def ours(name, train, context, test, **arguments):
 
 def mixed_lm(name, train, context, test):
     """statsmodels MixedLM by REML; a group's effects by the formula of the BLUP from all rows known of it."""
-    _, _, _, covariates, slope, family = TABLES[name]
+    _, _, _, covariates, slope, _ = TABLES[name]
     X, y, groups = train
     both = pd.concat([X.assign(y=y), context[0].assign(y=context[1]), test[0].assign(y=0.0)])
     formula = "y ~ " + " + ".join(covariates)
@@ -131,13 +136,15 @@ def mixed_lm(name, train, context, test):
             posterior, effects = by_group[group]
         mean[position] += row @ effects
         variance[position] = row @ posterior @ row + noise
-    grades = np.unique(y) if family == "ordinal" else None
-    return Prediction.normal(test[1], mean, np.sqrt(variance), grades)
+    return Prediction.normal(test[1], mean, np.sqrt(variance), grades_of(name, y))
+
+
+def text_columns(X):
+    return [name for name in X if not pd.api.types.is_numeric_dtype(X[name])]
 
 
 def encoder(X):
-    text = [name for name in X if not pd.api.types.is_numeric_dtype(X[name])]
-    return make_column_transformer((OneHotEncoder(drop="first"), text), remainder="passthrough")
+    return make_column_transformer((OneHotEncoder(drop="first"), text_columns(X)), remainder="passthrough")
 
 
 def gp_boost(name, train, context, test, boosted):
@@ -167,8 +174,7 @@ def gp_boost(name, train, context, test, boosted):
         model.fit(y=y, X=f)
         out = model.predict(X_pred=f_test, predict_var=True, predict_response=True, **at_test)
         mean, variance = out["mu"], out["var"]
-    grades = np.unique(y) if TABLES[name][-1] == "ordinal" else None
-    return Prediction.normal(test[1], np.asarray(mean), np.sqrt(np.asarray(variance)), grades)
+    return Prediction.normal(test[1], np.asarray(mean), np.sqrt(np.asarray(variance)), grades_of(name, y))
 
 
 def scikit(name, train, context, test, regressor):
@@ -176,21 +182,19 @@ def scikit(name, train, context, test, regressor):
     X, y, groups = (np.concatenate([a, b]) if not isinstance(a, pd.DataFrame) else pd.concat([a, b])
                     for a, b in zip(train, context, strict=True))  # fmt: skip
     X, X_test = X.assign(group=groups), test[0].assign(group=test[2])
+    text = text_columns(X)
     if regressor == "ridge":
-        text = [c for c in X if not pd.api.types.is_numeric_dtype(X[c])]
         columns = make_column_transformer(
             (OneHotEncoder(handle_unknown="ignore"), text), remainder="passthrough"
         )
         model = make_pipeline(columns, Ridge())
     else:
-        text = [c for c in X if not pd.api.types.is_numeric_dtype(X[c])]
         levels = {c: pd.CategoricalDtype(sorted(set(X[c]))[:255]) for c in text}
         X, X_test = X.astype(levels), X_test.astype(levels)
         model = HistGradientBoostingRegressor(categorical_features=text, random_state=0)
     model.fit(X, y)
     sd = np.std(y - model.predict(X)) * np.ones(len(X_test))
-    grades = np.unique(y) if TABLES[name][-1] == "ordinal" else None
-    return Prediction.normal(test[1], model.predict(X_test), sd, grades)
+    return Prediction.normal(test[1], model.predict(X_test), sd, grades_of(name, y))
 
 
 MODELS = {

@@ -18,7 +18,7 @@ from torch.distributions import Normal
 
 from skgroupvae import inference
 from skgroupvae.building import NetworkSpec, build_network
-from skgroupvae.columns import split_group_column
+from skgroupvae.columns import centre_and_scale, split_group_column
 from skgroupvae.containers import check_container, like_input, wrap_codes
 from skgroupvae.evidence import Evidence
 from skgroupvae.groups import GroupIndex, Segments, iter_group_batches
@@ -26,7 +26,7 @@ from skgroupvae.network import GroupVAENetwork
 from skgroupvae.persistence import PersistenceMixin
 from skgroupvae.progress import progress_bar
 from skgroupvae.starting import continued, start_from_moments
-from skgroupvae.training import HISTORY_TERMS, TrainingSettings, fit_network, resolve_schedule
+from skgroupvae.training import TrainingSettings, fit_network, history_table, resolve_schedule
 from skgroupvae.validation import (
     check_groups,
     check_hidden_sizes,
@@ -104,7 +104,7 @@ class GroupedEstimator(PersistenceMixin, TransformerMixin, BaseEstimator, auto_w
             resume = self.warm_start and hasattr(self, "network_")
             x, labels = self._read_for_fit(X, groups, reset=not resume)
             if not resume:
-                self._set_standardization(x)
+                self._centre, self._scale = centre_and_scale(x)
             standard = self._standardize(x)
             # Ordered by standardised values, so that the units of a column do not change the fit.
             index = GroupIndex.from_labels(labels, standard)
@@ -121,7 +121,7 @@ class GroupedEstimator(PersistenceMixin, TransformerMixin, BaseEstimator, auto_w
                 start_from_moments(network, rows.float(), index)
             self.network_ = network
             history = self._train(rows.float(), index, index.by_content(standard), generator, split)
-            self.history_ = self._table_of(history)
+            self.history_ = history_table(history)
             self._finish(Evidence.of_rows(network.double(), rows, index))
 
     def _partial_fit(self, X: Any, groups: Any) -> None:
@@ -147,7 +147,7 @@ class GroupedEstimator(PersistenceMixin, TransformerMixin, BaseEstimator, auto_w
                 validation_groups=np.empty(0, dtype=np.intp),
                 generator=generator,
             )
-            self.history_ = pd.concat([self.history_, self._table_of(history, self.n_iter_)])
+            self.history_ = pd.concat([self.history_, history_table(history, self.n_iter_)])
             self._finish(self._evidence.plus(Evidence.of_rows(network.double(), rows, index)))
 
     def _read_for_fit(self, X: Any, groups: Any, *, reset: bool) -> tuple[NDArray[np.floating], Any]:
@@ -156,12 +156,6 @@ class GroupedEstimator(PersistenceMixin, TransformerMixin, BaseEstimator, auto_w
         labels = check_groups(groups, x.shape[0], type(self).__name__, warn=True)
         self._has_groups = groups is not None
         return x, labels
-
-    def _set_standardization(self, x: NDArray[np.floating]) -> None:
-        self._centre = x.mean(axis=0, dtype=np.float64)
-        spread = x.std(axis=0, dtype=np.float64)
-        # A constant column (up to rounding): any scale does, and 1 keeps its units.
-        self._scale = np.where(spread > 1e-12 * np.abs(self._centre), spread, 1.0)
 
     def _empty_network(self, generator: torch.Generator) -> GroupVAENetwork:
         """Untrained network that the constructor's parameters and the columns of the fit ask for."""
@@ -189,14 +183,7 @@ class GroupedEstimator(PersistenceMixin, TransformerMixin, BaseEstimator, auto_w
     def _set_evidence(self, evidence: Evidence) -> None:
         self._evidence = evidence
         q_u = evidence.posterior(self.network_)
-        labels, names = evidence.labels, self._code_names("u")
-        self.group_codes_ = pd.DataFrame(q_u.loc.cpu().numpy(), index=labels, columns=names)
-        self.group_codes_std_ = pd.DataFrame(q_u.scale.cpu().numpy(), index=labels, columns=names)
-
-    @staticmethod
-    def _table_of(history: list[dict[str, float]], n_before: int = 0) -> pd.DataFrame:
-        epochs = pd.RangeIndex(n_before + 1, n_before + len(history) + 1, name="epoch")
-        return pd.DataFrame(history, index=epochs, columns=None if history else list(HISTORY_TERMS))
+        self.group_codes_, self.group_codes_std_ = evidence.code_tables(q_u)
 
     def _settings(self, n_groups: int, **changes: Any) -> TrainingSettings:
         """Settings of a fit of so many groups, and what an incremental fit has different."""

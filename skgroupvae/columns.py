@@ -9,8 +9,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-__all__ = ["as_pandas", "is_polars", "label_columns", "some", "split_group_column"]
+__all__ = [
+    "as_pandas",
+    "centre_and_scale",
+    "check_unique_columns",
+    "is_polars",
+    "label_columns",
+    "some",
+    "split_group_column",
+]
 
 
 def is_polars(X: Any) -> bool:
@@ -67,15 +76,27 @@ def label_columns(X: Any, group_column: Any) -> list[Any]:
     if not wanted:
         raise ValueError("group_column=[] names no column; pass None for tables without labels")
     if isinstance(X, pd.DataFrame):
-        if not X.columns.is_unique:
-            twice = list(X.columns[X.columns.duplicated()])
-            raise ValueError(f"X has duplicate column names {some(twice)}; rename or drop them")
+        check_unique_columns(X)
         found = [_name(X, column) for column in wanted]
     else:
         found = [_position(np.asarray(X), column) for column in wanted]
     if len(set(found)) < len(found):
         raise ValueError(f"group_column={group_column!r} names a column twice; name each once")
     return found
+
+
+def check_unique_columns(X: pd.DataFrame, name: str = "X") -> None:
+    """Refuse a table in which a name says more than one column."""
+    if not X.columns.is_unique:
+        twice = list(X.columns[X.columns.duplicated()])
+        raise ValueError(f"{name} has duplicate column names {some(twice)}; rename or drop them")
+
+
+def centre_and_scale(x: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What standardises each column of x, or x itself if it is one column."""
+    centre, spread = (moment(axis=0, dtype=np.float64) for moment in (x.mean, x.std))
+    # A constant column (up to rounding): any scale does, and 1 keeps its units.
+    return centre, np.where(spread > 1e-12 * np.abs(centre), spread, 1.0)
 
 
 def _name(X: pd.DataFrame, column: Hashable) -> Hashable:

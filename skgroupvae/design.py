@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from skgroupvae.columns import some
+from skgroupvae.columns import centre_and_scale, some
 
 __all__ = ["Design"]
 
@@ -46,9 +46,7 @@ class Design:
                 levels = sorted(column.dropna().unique().tolist(), key=str)
                 design.categories[position] = levels
                 design.names += [f"{name}[{level}]" for level in levels[1:]]
-        raw = design._columns(frame)
-        design.centre, spread = raw.mean(axis=0), raw.std(axis=0)
-        design.scale = np.where(spread > 1e-12 * np.abs(design.centre), spread, 1.0)
+        design.centre, design.scale = centre_and_scale(design._columns(frame))
         design.centre[0] = 0.0
         return design
 

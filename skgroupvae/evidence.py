@@ -70,6 +70,15 @@ class Evidence:
             np.concatenate([sizes, other.sizes[~known]]),
         )
 
+    def code_tables(self, q_u: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Means and standard deviations of the codes of these groups, u0, u1, ... by label."""
+        names = [f"u{j}" for j in range(q_u.loc.shape[1])]
+        mean, std = (
+            pd.DataFrame(part.cpu().numpy(), index=self.labels, columns=names)
+            for part in (q_u.loc, q_u.scale)
+        )
+        return mean, std
+
     @torch.no_grad()
     def posterior(self, network: TrainableNetwork) -> Any:
         """q(u) of each group, with ``loc`` and ``scale`` (G, U)."""

@@ -20,6 +20,7 @@ from torch.nn.functional import logsigmoid, softplus
 __all__ = ["FAMILIES", "BernoulliFamily", "Family", "GaussianFamily", "OrdinalFamily", "PoissonFamily"]
 
 _EPS = 1e-6
+_BISECTIONS = 60
 
 
 class Family(nn.Module, ABC):
@@ -60,6 +61,10 @@ class Family(nn.Module, ABC):
     @abstractmethod
     def variance(self, eta: Tensor) -> Tensor:
         """Variance of the outcome."""
+
+    def moments(self, eta: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance, for families that get both from the same work."""
+        return self.mean(eta), self.variance(eta)
 
     @abstractmethod
     def quantile(self, p: Tensor, eta: Tensor) -> Tensor:
@@ -111,7 +116,7 @@ class GaussianFamily(Family):
 
     def working(self, y: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:
         # As for a normal with this mean and variance: what few outliers say stays bounded in its effect.
-        mean, variance = self._moments(eta)
+        mean, variance = self.moments(eta)
         return (y - mean) / variance, 1.0 / variance
 
     @staticmethod
@@ -149,12 +154,12 @@ class GaussianFamily(Family):
         return self.at_score(_ndtri(p), eta)
 
     def mean(self, eta: Tensor) -> Tensor:
-        return self._moments(eta)[0]
+        return self.moments(eta)[0]
 
     def variance(self, eta: Tensor) -> Tensor:
-        return self._moments(eta)[1]
+        return self.moments(eta)[1]
 
-    def _moments(self, eta: Tensor) -> tuple[Tensor, Tensor]:
+    def moments(self, eta: Tensor) -> tuple[Tensor, Tensor]:
         """By Gauss-Hermite quadrature over v."""
         mean = square = torch.zeros_like(eta[..., 0])
         loc, log_scale, skew, log_tail = self._split(eta)
@@ -223,7 +228,7 @@ class PoissonFamily(Family):
     def quantile(self, p: Tensor, eta: Tensor) -> Tensor:
         rate = self.mean(eta)
         high = torch.ceil(rate + 40.0 * rate.sqrt() + 40.0)
-        return _bisect_integer(lambda y: self.cdf(y, eta) >= p, torch.full_like(rate, -1.0), high)
+        return bisect(lambda y: self.cdf(y, eta) >= p, torch.zeros_like(rate), high, continuous=False)
 
 
 class OrdinalFamily(Family):
@@ -334,10 +339,16 @@ def _truncated_normal(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (second - mean.square()).clamp(min=0.0).sqrt()
 
 
-def _bisect_integer(reached: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
-    """Smallest integer above `low` at which `reached` holds, which it does at `high`."""
-    while bool(((high - low) > 1).any()):
-        middle = torch.floor(0.5 * (low + high))
+def bisect(reached: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, continuous: bool) -> Tensor:
+    """Smallest y in [low, high] at which `reached` holds, as it does at `high`; an integer if discrete."""
+    if not continuous:
+        low = low - 1.0
+    for _ in range(_BISECTIONS):
+        middle = 0.5 * (low + high)
+        if not continuous:
+            middle = torch.floor(middle)
         done = reached(middle)
         high, low = torch.where(done, middle, high), torch.where(done, low, middle)
+        if not continuous and not bool((high - low > 1.0).any()):
+            break
     return high

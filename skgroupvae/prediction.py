@@ -6,12 +6,11 @@ The distribution of an outcome is a mixture of the family's distributions over d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from skgroupvae.families import Family
+from skgroupvae.families import Family, bisect
 from skgroupvae.regression import FullNormal, RegressionNetwork
 
 __all__ = [
@@ -23,14 +22,15 @@ __all__ = [
     "translated",
 ]
 
-_BISECTIONS = 60
-
 
 def draws_of(q_u: FullNormal, n_draws: int, seed: int = 0) -> Tensor:
     """Quasi-random draws (S, G, U) of the group codes: scrambled Sobol points, common to all groups."""
-    engine = torch.quasirandom.SobolEngine(q_u.loc.shape[-1], scramble=True, seed=seed)
-    points = engine.draw(n_draws, dtype=torch.float64).clamp(1e-10, 1.0 - 1e-10)
-    return q_u.draw(torch.special.ndtri(points).to(q_u.loc)[:, None])
+    return q_u.draw(_quasi_normal(n_draws, q_u.loc.shape[-1], seed).to(q_u.loc)[:, None])
+
+
+def _quasi_normal(n_points: int, dimension: int, seed: int) -> Tensor:
+    engine = torch.quasirandom.SobolEngine(dimension, scramble=True, seed=seed)
+    return torch.special.ndtri(engine.draw(n_points, dtype=torch.float64).clamp(1e-10, 1.0 - 1e-10))
 
 
 def mixture_log_prob(family: Family, y: Tensor, eta: Tensor) -> Tensor:
@@ -40,8 +40,8 @@ def mixture_log_prob(family: Family, y: Tensor, eta: Tensor) -> Tensor:
 
 def mixture_moments(family: Family, eta: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of the prediction: eta (S, N, n_parameters) -> two of (N,)."""
-    means = family.mean(eta)
-    return means.mean(0), family.variance(eta).mean(0) + means.var(0, correction=0)
+    means, variances = family.moments(eta)
+    return means.mean(0), variances.mean(0) + means.var(0, correction=0)
 
 
 def mixture_quantiles(family: Family, eta: Tensor, levels: Tensor) -> Tensor:
@@ -60,21 +60,6 @@ def _quantile(family: Family, eta: Tensor, level: Tensor) -> Tensor:
     return bisect(reached, low, high, family.is_continuous)
 
 
-def bisect(reached: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, continuous: bool) -> Tensor:
-    """Smallest y in [low, high] at which `reached` holds, which it does at `high`."""
-    if not continuous:
-        low = low - 1.0
-    for _ in range(_BISECTIONS):
-        middle = 0.5 * (low + high)
-        if not continuous:
-            middle = torch.floor(middle)
-        done = reached(middle)
-        high, low = torch.where(done, middle, high), torch.where(done, low, middle)
-        if not continuous and not bool((high - low > 1.0).any()):
-            break
-    return high
-
-
 def translated(
     network: RegressionNetwork, y: Tensor, design: Tensor, u_source: Tensor, u_target: Tensor, seed: int = 0
 ) -> Tensor:
@@ -86,9 +71,7 @@ def translated(
     eta = network.decoder(design, u_source)
     v, spread = family.normal_score(y.expand(eta.shape[:-1]), eta)
     if not family.is_continuous:
-        engine = torch.quasirandom.SobolEngine(1, scramble=True, seed=seed)
-        noise = torch.special.ndtri(engine.draw(len(eta), dtype=torch.float64).clamp(1e-10, 1.0 - 1e-10))
-        v = v + spread * noise.to(v)
+        v = v + spread * _quasi_normal(len(eta), 1, seed).to(v)
     return family.at_score(v, network.decoder(design, u_target))
 
 

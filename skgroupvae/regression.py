@@ -202,11 +202,6 @@ class MixedModelEncoder(nn.Module):
         loc = loc + (root @ shift[..., None])[..., 0]
         return FullNormal(loc, root * log_stretch.exp()[:, None, :], log_det + log_stretch.sum(-1))
 
-    def freeze_evidence(self) -> None:
-        """Keep the evidence of rows as it is in further training."""
-        if self.row_network is not None:
-            self.row_network.requires_grad_(False)
-
 
 def _mixed_model_posterior(
     score: Tensor, information: Tensor, loadings: Tensor, n_group_codes: int

@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from skgroupvae import prediction
-from skgroupvae.columns import split_group_column
+from skgroupvae.columns import centre_and_scale, split_group_column
 from skgroupvae.design import Design
 from skgroupvae.evidence import Evidence
 from skgroupvae.families import FAMILIES, Family
@@ -24,7 +24,7 @@ from skgroupvae.mixed_model import LinearMixedModel, fit_linear_mixed_model
 from skgroupvae.persistence import PersistenceMixin
 from skgroupvae.progress import progress_bar
 from skgroupvae.regression import FullNormal, MixedModelEncoder, RegressionDecoder, RegressionNetwork
-from skgroupvae.training import HISTORY_TERMS, TrainingSettings, fit_network, resolve_schedule
+from skgroupvae.training import TrainingSettings, fit_network, history_table, resolve_schedule
 from skgroupvae.validation import check_covariates, check_groups, check_hidden_sizes, check_outcome
 
 __all__ = ["GroupedRegressor"]
@@ -50,7 +50,6 @@ class GroupedRegressor(
 
     def _start_outcome(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
         """Check the outcome, learn its units, and return it in those of the network."""
-        self._centre, self._scale = 0.0, 1.0
         if self.family == "ordinal":
             self.classes_ = np.unique(y)
             if len(self.classes_) < 3:
@@ -58,11 +57,11 @@ class GroupedRegressor(
                     f"y has {len(self.classes_)} grades, family='ordinal' needs 3 or more; use "
                     "'bernoulli' for two"
                 )
-        elif self._family().is_continuous:
-            spread = float(y.std())
-            self._centre = float(y.mean())
-            self._scale = spread if spread > 1e-12 * abs(self._centre) else 1.0
-        self._family().check_outcome(y)
+        family = self._family()
+        family.check_outcome(y)
+        self._centre, self._scale = 0.0, 1.0
+        if family.is_continuous:
+            self._centre, self._scale = map(float, centre_and_scale(y))
         return self._inner(y)
 
     def _family(self) -> Family:
@@ -131,7 +130,7 @@ class GroupedRegressor(
 
     def _train(self, rows: torch.Tensor, index: GroupIndex, generator: torch.Generator) -> pd.DataFrame:
         if self.decoder == "linear" and self.family == "gaussian":
-            return pd.DataFrame(columns=list(HISTORY_TERMS), index=pd.RangeIndex(1, 1, name="epoch"))
+            return history_table([])
         n_steps = _AUTO_STEPS_PER_ROOT * math.sqrt(index.n_groups)
         n_steps = min(max(n_steps, _MIN_AUTO_STEPS), _MAX_AUTO_STEPS)
         max_epochs, batch_size = resolve_schedule(self.max_epochs, self.batch_size, index.n_groups, n_steps)
@@ -140,10 +139,6 @@ class GroupedRegressor(
             batch_size=batch_size,
             learning_rate=self.learning_rate,
             n_decoder_samples=self.n_decoder_samples,
-            regularizer_weight=0.0,
-            early_stopping=False,
-            n_iter_no_change=1,
-            tol=0.0,
         )
         history = fit_network(
             self.network_,
@@ -155,14 +150,12 @@ class GroupedRegressor(
             generator=generator,
             progress=progress_bar(self.verbose),
         )
-        return pd.DataFrame(history, index=pd.RangeIndex(1, len(history) + 1, name="epoch"))
+        return history_table(history)
 
     def _set_evidence(self, evidence: Evidence) -> None:
         self._evidence = evidence
         q_u = evidence.posterior(self.network_)
-        names = [f"u{j}" for j in range(q_u.loc.shape[1])]
-        self.group_codes_ = pd.DataFrame(q_u.loc.cpu().numpy(), index=evidence.labels, columns=names)
-        self.group_codes_std_ = pd.DataFrame(q_u.scale.cpu().numpy(), index=evidence.labels, columns=names)
+        self.group_codes_, self.group_codes_std_ = evidence.code_tables(q_u)
         self.group_effects_ = self._effects_of(q_u, evidence)
 
     def summary(self) -> str:
@@ -196,7 +189,7 @@ class GroupedRegressor(
         at_mean = torch.zeros(1, len(self._design.names), dtype=torch.float64, device=q_u.loc.device)
         at_mean[0, 0] = 1.0
         draws = prediction.draws_of(q_u, self.n_prediction_samples)
-        prior = prediction.draws_of(self._prior(1), 4 * self.n_prediction_samples)
+        prior = prediction.draws_of(self._prior(), 4 * self.n_prediction_samples)
         base, base_prior = (self._mean_at(at_mean, u) for u in (draws, prior))
         table: dict[str, NDArray] = {}
         for column in self._random:
@@ -206,7 +199,7 @@ class GroupedRegressor(
                 moved[0, column] += 0.1
                 step, unit = 0.1, float(self._design.scale[column])
                 value, average = self._mean_at(moved, draws) - base, self._mean_at(moved, prior) - base_prior
-            effect = (value - average.mean()) / (step * unit) * self._scale_of_mean
+            effect = (value - average.mean()) / (step * unit) * self._scale
             name = self._design.names[column]
             table[name] = effect.mean(0).cpu().numpy()
             table[f"{name} sd"] = effect.std(0, correction=0).cpu().numpy()
@@ -217,15 +210,12 @@ class GroupedRegressor(
         decoder = self.network_.decoder
         return decoder.family.mean(decoder(design.expand(u.shape[1], -1), u))
 
-    @property
-    def _scale_of_mean(self) -> float:
-        return 1.0 if self.family == "ordinal" else self._scale
-
-    def _prior(self, n_groups: int) -> FullNormal:
+    def _prior(self) -> FullNormal:
+        """Of one group."""
         n_codes = self.network_.group_encoder.n_group_codes
         like = self.network_.decoder.fixed
-        root = torch.eye(n_codes, dtype=like.dtype, device=like.device).repeat(n_groups, 1, 1)
-        return FullNormal(like.new_zeros(n_groups, n_codes), root, like.new_zeros(n_groups))
+        root = torch.eye(n_codes, dtype=like.dtype, device=like.device)[None]
+        return FullNormal(like.new_zeros(1, n_codes), root, like.new_zeros(1))
 
     def _posterior(self, labels: pd.Index, context: Any) -> tuple[FullNormal, NDArray[np.intp]]:
         """q(u) of each distinct label, the prior first, and the position of each row's label among them."""
@@ -237,7 +227,7 @@ class GroupedRegressor(
             known = known.plus(self._evidence_of(rows, of_rows))
         where = known.positions(labels)
         used, position = np.unique(where, return_inverse=True)
-        prior = self._prior(1)
+        prior = self._prior()
         used = used[used >= 0]
         q_u = known.take(used).posterior(self.network_)
         both = FullNormal(
@@ -246,7 +236,13 @@ class GroupedRegressor(
         return both, position + (0 if (where < 0).any() else 1)
 
     def _evidence_of(self, rows: torch.Tensor, labels: Any) -> Evidence:
-        return Evidence.of_rows(self.network_, rows, GroupIndex.from_labels(labels, rows.cpu().numpy()))
+        return Evidence.of_rows(self.network_, rows, self._index_of(rows, labels))
+
+    @staticmethod
+    def _index_of(rows: torch.Tensor, labels: Any) -> GroupIndex:
+        """Groups of rows; without labels each row is one."""
+        own = np.arange(len(rows)) if labels is None else labels
+        return GroupIndex.from_labels(own, rows.cpu().numpy())
 
     # --- reading tables
 
@@ -265,20 +261,15 @@ class GroupedRegressor(
         )
         if groups is not None:
             groups = check_groups(groups, len(design), type(self).__name__)
-        elif y is not None:
-            groups = np.arange(len(design))
         return self._rows(inner, design), groups
 
     def _chunks(
         self, X: Any, y: Any, groups: Any, context: Any, strict_groups: bool = False
     ) -> Iterator[tuple[Family, torch.Tensor, torch.Tensor]]:
         """Some rows at a time: (family, outcomes of the network, their eta (S, n, n_parameters))."""
-        rows, labels = self._read(X, None, groups)
-        if y is not None:
-            inner = self._inner(check_outcome(y, len(rows), constant=True))
-            rows[:, 0] = torch.from_numpy(inner).to(rows)
+        rows, labels = self._read(X, y, groups)
         if labels is None:
-            q_u, position = self._prior(1), np.zeros(len(rows), dtype=np.intp)
+            q_u, position = self._prior(), np.zeros(len(rows), dtype=np.intp)
         else:
             index = pd.Index(np.asarray(labels), tupleize_cols=False)
             q_u, position = self._posterior(index, context)
@@ -295,10 +286,6 @@ class GroupedRegressor(
             part = slice(start, start + size)
             u = draws[:, torch.from_numpy(position[part]).to(draws.device)]
             yield decoder.family, rows[part, 0], decoder(rows[part, 1:], u)
-
-    def _fitted_family(self) -> Family:
-        check_is_fitted(self)
-        return self.network_.decoder.family
 
 
 def _tables_of(

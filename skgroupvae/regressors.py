@@ -289,9 +289,8 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
             for family, _, eta in self._chunks(X, None, groups, context, strict_groups)
         ]
         mean, variance = (torch.cat(part).double().cpu().numpy() for part in zip(*parts, strict=True))
-        if self.family != "ordinal":
-            mean = mean * self._scale + self._centre
-        return (mean, np.sqrt(variance) * self._scale_of_mean) if return_std else mean
+        mean = mean * self._scale + self._centre
+        return (mean, np.sqrt(variance) * self._scale) if return_std else mean
 
     def predict_quantiles(
         self,
@@ -394,13 +393,12 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         v : ndarray of shape (n_rows, 1)
             Posterior means of the outcomes' normal scores.
         """
-        self._read(X, None, groups)
+        rows, labels = self._read(X, y, groups)
         if y is None:
             raise ValueError(
                 "y is missing: transform infers codes from outcomes; pass transform(X, y, groups=...)"
             )
-        rows, labels = self._read(X, y, groups)
-        index = GroupIndex.from_labels(labels, rows.cpu().numpy())
+        index = self._index_of(rows, labels)
         q_u = Evidence.of_rows(self.network_, rows, index).posterior(self.network_)
         position = torch.from_numpy(index.codes).to(rows.device)
         draws = prediction.draws_of(q_u, self.n_prediction_samples)
@@ -436,7 +434,6 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         -------
         y : ndarray of shape (n_rows, n_samples)
         """
-        family = self._fitted_family()
         rng = check_random_state(random_state)
         rows, labels = self._read(X, None, groups)
         index = pd.Index(
@@ -451,7 +448,8 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         noise = rng.standard_normal((n_samples, len(distinct), q_u.loc.shape[1]))
         u = chosen.draw(torch.from_numpy(noise).to(q_u.loc))[:, distinct.get_indexer(index)]
         v = torch.from_numpy(rng.standard_normal((n_samples, len(rows)))).to(u)
-        return self._outer(family.at_score(v, self.network_.decoder(rows[:, 1:], u))).T
+        decoder = self.network_.decoder
+        return self._outer(decoder.family.at_score(v, decoder(rows[:, 1:], u))).T
 
     def translate(
         self,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from skgroupvae.groups import GroupIndex, Segments, iter_group_batches
 from skgroupvae.network import ElboTerms, TrainableNetwork
 
-__all__ = ["HISTORY_TERMS", "TrainingSettings", "fit_network", "resolve_schedule"]
+__all__ = ["HISTORY_TERMS", "TrainingSettings", "fit_network", "history_table", "resolve_schedule"]
 
 # What history keeps of an epoch, in nats per row.
 HISTORY_TERMS = ("loss", "reconstruction", "kl_u", "kl_v", "mutual_information")
@@ -43,10 +44,10 @@ class TrainingSettings:
     batch_size: int
     learning_rate: float
     n_decoder_samples: int
-    regularizer_weight: float
-    early_stopping: bool
-    n_iter_no_change: int
-    tol: float
+    regularizer_weight: float = 0.0
+    early_stopping: bool = False
+    n_iter_no_change: int = 1
+    tol: float = 0.0
 
 
 def resolve_schedule(
@@ -112,6 +113,12 @@ def fit_network(
         )
     trainer.restore_best()
     return trainer.history
+
+
+def history_table(history: list[dict[str, float]], n_before: int = 0) -> pd.DataFrame:
+    """History by epoch, counted from the `n_before` epochs of earlier fits."""
+    epochs = pd.RangeIndex(n_before + 1, n_before + len(history) + 1, name="epoch")
+    return pd.DataFrame(history, index=epochs, columns=None if history else list(HISTORY_TERMS))
 
 
 class _Trainer:

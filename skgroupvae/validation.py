@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import column_or_1d, validate_data
 
-from skgroupvae.columns import some
+from skgroupvae.columns import check_unique_columns, some
 from skgroupvae.groups import as_label_array
 from skgroupvae.nn import SCALE_RANGE
 
@@ -47,9 +47,7 @@ def unchanged_on_error(estimator: BaseEstimator) -> Iterator[None]:
 def check_table(estimator: BaseEstimator, X: Any, *, reset: bool, name: str = "X") -> NDArray[np.floating]:
     """Finite numeric table (N, D), float32 kept as it is; sets or checks the names and number of columns."""
     if isinstance(X, pd.DataFrame):
-        if not X.columns.is_unique:
-            twice = list(X.columns[X.columns.duplicated()])
-            raise ValueError(f"{name} has duplicate column names {some(twice)}; rename or drop them")
+        check_unique_columns(X, name)
         bad = [c for c, dtype in X.dtypes.items() if not pd.api.types.is_numeric_dtype(dtype)]
         if bad:
             raise ValueError(
@@ -83,9 +81,7 @@ def check_covariates(estimator: BaseEstimator, X: Any, *, reset: bool) -> Any:
     if not isinstance(X, pd.DataFrame) or all(pd.api.types.is_numeric_dtype(d) for d in X.dtypes):
         array = check_table(estimator, X, reset=reset)
         return pd.DataFrame(array, columns=X.columns) if isinstance(X, pd.DataFrame) else array
-    if not X.columns.is_unique:
-        twice = list(X.columns[X.columns.duplicated()])
-        raise ValueError(f"X has duplicate column names {some(twice)}; rename or drop them")
+    check_unique_columns(X)
     validate_data(estimator, X, reset=reset, skip_check_array=True)
     if not len(X):
         raise ValueError(

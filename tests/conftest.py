@@ -77,6 +77,18 @@ def pupils() -> pd.DataFrame:
 
 
 @pytest.fixture(scope="session")
+def X(pupils):
+    """The two columns of `pupils`."""
+    return pupils[["score", "effort"]]
+
+
+@pytest.fixture(scope="session")
+def school(pupils):
+    """The labels of `pupils`."""
+    return pupils["school"]
+
+
+@pytest.fixture(scope="session")
 def pupils_model(pupils):
     """CxVAE fitted on the two columns of `pupils`; tests must not change it."""
     return quick().fit(pupils[["score", "effort"]], groups=pupils["school"])

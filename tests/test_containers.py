@@ -73,16 +73,6 @@ def test_set_output_for_u_and_v(kind, stacked, pupils, X, school, quick):
     assert all(isinstance(table, frame) for table in ([codes] if stacked else codes))
 
 
-@pytest.fixture(scope="module")
-def X(pupils):
-    return pupils[["score", "effort"]]
-
-
-@pytest.fixture(scope="module")
-def school(pupils):
-    return pupils["school"]
-
-
 # --- dtypes of pandas
 
 

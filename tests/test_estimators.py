@@ -25,16 +25,6 @@ COLUMNS = ["score", "effort"]
 
 
 @pytest.fixture(scope="module")
-def X(pupils):
-    return pupils[COLUMNS]
-
-
-@pytest.fixture(scope="module")
-def school(pupils):
-    return pupils["school"]
-
-
-@pytest.fixture(scope="module")
 def column_model(pupils, quick):
     """Fitted with the labels in a column of the table."""
     return quick(group_column="school").fit(pupils)

@@ -222,16 +222,6 @@ CV = ContextGroupKFold(3, random_state=0)
 
 
 @pytest.fixture(scope="module")
-def X(pupils):
-    return pupils[COLUMNS]
-
-
-@pytest.fixture(scope="module")
-def school(pupils):
-    return pupils["school"]
-
-
-@pytest.fixture(scope="module")
 def by_hand(X, school, quick):
     """Held-out score of each fold, in a plain loop."""
     return np.array(

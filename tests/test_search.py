@@ -52,16 +52,6 @@ def quick(quick):
 
 
 @pytest.fixture(scope="module")
-def X(pupils):
-    return pupils[COLUMNS]
-
-
-@pytest.fixture(scope="module")
-def school(pupils):
-    return pupils["school"]
-
-
-@pytest.fixture(scope="module")
 def y(pupils):
     """Something to predict from codes."""
     return pupils["score"].rank() + pupils["effort"].rank()
