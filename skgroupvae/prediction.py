@@ -15,6 +15,7 @@ from skgroupvae.regression import FullNormal, RegressionNetwork
 
 __all__ = [
     "draws_of",
+    "mixture_cdf",
     "mixture_log_prob",
     "mixture_moments",
     "mixture_quantiles",
@@ -36,6 +37,15 @@ def _quasi_normal(n_points: int, dimension: int, seed: int) -> Tensor:
 def mixture_log_prob(family: Family, y: Tensor, eta: Tensor) -> Tensor:
     """Log predictive density: y (N,), eta (S, N, n_parameters) -> (N,)."""
     return torch.logsumexp(family.log_prob(y.expand(eta.shape[:-1]), eta), dim=0) - math.log(len(eta))
+
+
+def mixture_cdf(family: Family, y: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:
+    """P(Y < y) and P(Y <= y) of the prediction: y (N,), eta (S, N, n_parameters) -> two of (N,)."""
+    y = y.expand(eta.shape[:-1])
+    upper = family.cdf(y, eta).mean(0)
+    if family.is_continuous:
+        return upper, upper
+    return (upper - family.log_prob(y, eta).exp().mean(0)).clamp(min=0.0), upper
 
 
 def mixture_moments(family: Family, eta: Tensor) -> tuple[Tensor, Tensor]:

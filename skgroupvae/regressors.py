@@ -349,6 +349,43 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         ]
         return torch.cat(parts).double().cpu().numpy() - math.log(self._scale)
 
+    def pit(
+        self,
+        X: Any,
+        y: ArrayLike,
+        *,
+        groups: ArrayLike | None = None,
+        context: tuple[Any, ArrayLike, ArrayLike] | None = None,
+        random_state: int | np.random.RandomState | None = 0,
+    ) -> NDArray[np.float64]:
+        """Probability integral transform of each row's outcome: uniform if the predictions are calibrated.
+
+        Parameters
+        ----------
+        X, groups, context
+            As in `predict`.
+        y : array-like of shape (n_rows,)
+            Outcomes.
+        random_state : int, RandomState instance or None, default=0
+            Where the outcome is discrete the value is drawn between P(Y < y) and P(Y <= y).
+
+        Returns
+        -------
+        pit : ndarray of shape (n_rows,)
+            Between 0 and 1.
+
+        References
+        ----------
+        Czado, C., Gneiting, T., Held, L. (2009). Predictive model assessment for count data. Biometrics 65.
+        """
+        parts = [
+            prediction.mixture_cdf(family, outcome, eta)
+            for family, outcome, eta in self._chunks(X, y, groups, context)
+        ]
+        below, upper = (torch.cat(part).double().cpu().numpy() for part in zip(*parts, strict=True))
+        share = check_random_state(random_state).random_sample(len(upper))
+        return below + share * (upper - below)
+
     def score(
         self,
         X: Any,
