@@ -21,6 +21,11 @@ __all__ = ["FAMILIES", "BernoulliFamily", "Family", "GaussianFamily", "OrdinalFa
 
 _EPS = 1e-6
 _BISECTIONS = 60
+# With lighter tails than this the log density of an outlier falls so fast that one bad step ends a fit.
+_MAX_LOG_TAIL, _MAX_SKEW = 0.5, 1.0
+_LOGISTIC_VARIANCE = math.pi**2 / 3.0
+# Of a row's residual in standard deviations: what an outlier says of the scale of its group.
+_MAX_SQUARE = 9.0
 
 
 class Family(nn.Module, ABC):
@@ -30,9 +35,12 @@ class Family(nn.Module, ABC):
     ----------
     n_parameters : int
         Width of ``eta``; all that follow the linear predictor are 0 for the plainest member of the family.
+    n_working : int
+        The first so many of them, about which :meth:`working` says what a row tells.
     """
 
     n_parameters = 1
+    n_working = 1
     is_continuous = False
 
     def check_outcome(self, y: NDArray[np.float64]) -> None:
@@ -66,6 +74,13 @@ class Family(nn.Module, ABC):
         """Mean and variance, for families that get both from the same work."""
         return self.mean(eta), self.variance(eta)
 
+    def latent_variance(self, predictor: Tensor, between: Tensor) -> Tensor | None:
+        """Variance within groups on the scale of the predictor (Nakagawa et al. 2017); None if it is free.
+
+        `predictor` is the mean predictor, `between` its variance between groups.
+        """
+        return None
+
     @abstractmethod
     def quantile(self, p: Tensor, eta: Tensor) -> Tensor:
         """Smallest y with P(Y <= y) >= p."""
@@ -75,12 +90,19 @@ class Family(nn.Module, ABC):
         return self.quantile(torch.special.ndtr(v), eta)
 
     def working(self, y: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:
-        """Score and information of each row about its linear predictor, by central differences."""
-        step = 0.1
-        shift = torch.zeros_like(eta)
-        shift[..., 0] = step
-        down, at, up = (self.log_prob(y, eta + k * shift) for k in (-1, 0, 1))
-        return (up - down) / (2.0 * step), ((2.0 * at - up - down) / step**2).clamp(min=1e-3)
+        """Score and information of each row about its first `n_working` parameters: two of (*, W).
+
+        By central differences; the information between two parameters counts as none.
+        """
+        step, at = 0.1, self.log_prob(y, eta)
+        scores, informations = [], []
+        for parameter in range(self.n_working):
+            shift = torch.zeros_like(eta)
+            shift[..., parameter] = step
+            down, up = self.log_prob(y, eta - shift), self.log_prob(y, eta + shift)
+            scores.append((up - down) / (2.0 * step))
+            informations.append(((2.0 * at - up - down) / step**2).clamp(min=1e-3))
+        return torch.stack(scores, dim=-1), torch.stack(informations, dim=-1)
 
     def normal_score(self, y: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:
         """Posterior mean and sd of the instance code v given y; v is known exactly if y is continuous."""
@@ -100,6 +122,7 @@ class GaussianFamily(Family):
     """
 
     n_parameters = 4
+    n_working = 2
     is_continuous = True
 
     def __init__(self) -> None:
@@ -117,12 +140,14 @@ class GaussianFamily(Family):
     def working(self, y: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:
         # As for a normal with this mean and variance: what few outliers say stays bounded in its effect.
         mean, variance = self.moments(eta)
-        return (y - mean) / variance, 1.0 / variance
+        square = ((y - mean).square() / variance).clamp(max=_MAX_SQUARE)
+        score = torch.stack([(y - mean) / variance, square - 1.0], dim=-1)
+        return score, torch.stack([1.0 / variance, torch.full_like(variance, 2.0)], dim=-1)
 
     @staticmethod
     def _split(eta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         loc, log_scale, skew, log_tail = eta.unbind(-1)
-        return loc, log_scale.clamp(-9.0, 4.0), skew.clamp(-3.0, 3.0), log_tail.clamp(-1.5, 1.5)
+        return loc, log_scale.clamp(-9.0, 4.0), _bounded(skew, _MAX_SKEW), _bounded(log_tail, _MAX_LOG_TAIL)
 
     def log_prob(self, y: Tensor, eta: Tensor) -> Tensor:
         loc, log_scale, skew, log_tail = self._split(eta)
@@ -195,6 +220,9 @@ class BernoulliFamily(Family):
         rate = self.mean(eta)
         return rate * (1.0 - rate)
 
+    def latent_variance(self, predictor: Tensor, between: Tensor) -> Tensor:
+        return torch.full_like(between, _LOGISTIC_VARIANCE)
+
     def quantile(self, p: Tensor, eta: Tensor) -> Tensor:
         return (p > torch.sigmoid(-eta[..., 0])).to(eta.dtype)
 
@@ -224,6 +252,9 @@ class PoissonFamily(Family):
 
     def variance(self, eta: Tensor) -> Tensor:
         return self.mean(eta)
+
+    def latent_variance(self, predictor: Tensor, between: Tensor) -> Tensor:
+        return torch.log1p((-predictor - 0.5 * between).exp())
 
     def quantile(self, p: Tensor, eta: Tensor) -> Tensor:
         rate = self.mean(eta)
@@ -261,8 +292,7 @@ class OrdinalFamily(Family):
 
     @torch.no_grad()
     def start(self, y: Tensor, predictor: Tensor, noise: float) -> tuple[float, float]:
-        logistic_sd = math.pi / math.sqrt(3.0)
-        factor = logistic_sd / noise
+        factor = math.sqrt(_LOGISTIC_VARIANCE) / noise
         total = math.sqrt(1.0 + float(predictor.var()) / noise**2)
         counts = torch.bincount(y.long(), minlength=self.n_categories).to(y.dtype)
         below = (counts.cumsum(0)[:-1] / counts.sum()).clamp(1e-4, 1.0 - 1e-4)
@@ -307,6 +337,9 @@ class OrdinalFamily(Family):
         """Of the values of the categories, not of their codes."""
         return self.probabilities(eta) @ self.values.to(eta.dtype)
 
+    def latent_variance(self, predictor: Tensor, between: Tensor) -> Tensor:
+        return torch.full_like(between, _LOGISTIC_VARIANCE)
+
     def variance(self, eta: Tensor) -> Tensor:
         p, values = self.probabilities(eta), self.values.to(eta.dtype)
         return p @ values.square() - (p @ values).square()
@@ -321,6 +354,11 @@ FAMILIES: dict[str, Callable[..., Family]] = {
     "poisson": PoissonFamily,
     "ordinal": OrdinalFamily,
 }
+
+
+def _bounded(value: Tensor, bound: float) -> Tensor:
+    """As it is near zero, and never beyond the bound."""
+    return bound * torch.tanh(value / bound)
 
 
 def _ndtri(p: Tensor) -> Tensor:

@@ -40,6 +40,11 @@ class LinearMixedModel:
         Standard deviation sigma of the noise.
     log_likelihood : float
         Of the whole table, in nats.
+    effects : Tensor of shape (G, Q)
+        Best linear unbiased predictions of the groups' random effects.
+    theta_covariance : Tensor of shape (T + 1, T + 1)
+        Covariance, from the observed information, of the lower triangle of Lambda / sigma by rows and of log
+        sigma.
     """
 
     fixed: Tensor
@@ -47,6 +52,8 @@ class LinearMixedModel:
     loadings: Tensor
     noise: float
     log_likelihood: float
+    effects: Tensor
+    theta_covariance: Tensor
 
 
 @dataclass(frozen=True)
@@ -56,11 +63,15 @@ class _Moments:
     outer: Tensor
     product: Tensor
     square: Tensor
-    n_rows: int
+    n_rows: float
 
 
 def fit_linear_mixed_model(
-    y: Tensor, covariates: Tensor, random: Sequence[int], segments: Segments
+    y: Tensor,
+    covariates: Tensor,
+    random: Sequence[int],
+    segments: Segments,
+    weights: Tensor | None = None,
 ) -> LinearMixedModel:
     """Fit by maximum likelihood.
 
@@ -74,14 +85,21 @@ def fit_linear_mixed_model(
         Positions of the columns whose coefficient varies by group.
     segments : Segments
         The group of each row.
+    weights : Tensor of shape (N,), optional
+        A row counts as so many; None counts each as one.
 
     Returns
     -------
     model : LinearMixedModel
     """
     f, y = covariates.double(), y.double()
+    w = torch.ones_like(y) if weights is None else weights.double()
+    weighted = w[:, None] * f
     moments = _Moments(
-        segments.sum(f[:, :, None] * f[:, None, :]), segments.sum(f * y[:, None]), y @ y, len(y)
+        segments.sum(weighted[:, :, None] * f[:, None, :]),
+        segments.sum(weighted * y[:, None]),
+        (w * y) @ y,
+        float(w.sum()),
     )
     columns = torch.as_tensor(list(random), device=f.device)
     n_random = len(columns)
@@ -93,29 +111,55 @@ def fit_linear_mixed_model(
         history_size=20, line_search_fn="strong_wolfe",
     )  # fmt: skip
 
-    def ratio() -> Tensor:
+    def ratio(theta: Tensor) -> Tensor:
         """Loadings over the noise, (Q, Q)."""
         matrix = torch.zeros(n_random, n_random, dtype=torch.float64, device=f.device)
         return matrix.index_put((rows, cols), theta)
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = -_profile(moments, columns, ratio())[0] / moments.n_rows
+        loss = -_profile(moments, columns, ratio(theta))[0] / moments.n_rows
         loss.backward()
         return loss
 
     optimizer.step(closure)
     with torch.no_grad():
-        log_likelihood, fixed, precision, noise = _profile(moments, columns, ratio())
         # A loading has the sign of a code, which nothing tells; a positive diagonal is the convention.
-        loadings = ratio() * noise
-        loadings = loadings * torch.where(loadings.diagonal() < 0, -1.0, 1.0)
+        signs = torch.where(ratio(theta).diagonal() < 0, -1.0, 1.0)
+        theta *= signs[cols]
+        log_likelihood, fixed, precision, noise = _profile(moments, columns, ratio(theta))
         covariance = noise.square() * torch.linalg.pinv(precision, hermitian=True)
-    return LinearMixedModel(fixed, covariance, loadings, float(noise), float(log_likelihood))
+        effects = _effects(moments, columns, ratio(theta), fixed)
+
+    def value(parameters: Tensor) -> Tensor:
+        return _profile(moments, columns, ratio(parameters[:-1]), parameters[-1].exp())[0]
+
+    at_best = torch.cat([theta.detach(), noise.log()[None]])
+    information = -torch.autograd.functional.hessian(value, at_best)
+    return LinearMixedModel(
+        fixed,
+        covariance,
+        ratio(theta.detach()) * noise,
+        float(noise),
+        float(log_likelihood),
+        effects,
+        torch.linalg.pinv(information, hermitian=True),
+    )
 
 
-def _profile(moments: _Moments, columns: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Log-likelihood with beta and sigma at their best, beta, its precision times sigma², and sigma."""
+def _effects(moments: _Moments, columns: Tensor, ratio: Tensor, fixed: Tensor) -> Tensor:
+    """Best linear unbiased predictions (G, Q)."""
+    inner = moments.outer[:, columns]
+    residual = moments.product[:, columns] - inner @ fixed
+    identity = torch.eye(len(columns), dtype=ratio.dtype, device=ratio.device)
+    precision = identity + ratio.mT @ inner[:, :, columns] @ ratio
+    return torch.linalg.solve(precision, residual @ ratio) @ ratio.mT
+
+
+def _profile(
+    moments: _Moments, columns: Tensor, ratio: Tensor, noise: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Log-likelihood at the best beta (and sigma, if None), beta, its precision times sigma², and sigma."""
     inner = moments.outer[:, columns]
     identity = torch.eye(len(columns), dtype=ratio.dtype, device=ratio.device)
     factor = torch.linalg.cholesky(identity + ratio.mT @ inner[:, :, columns] @ ratio)
@@ -130,7 +174,8 @@ def _profile(moments: _Moments, columns: Tensor, ratio: Tensor) -> tuple[Tensor,
     )
     fixed = torch.linalg.solve(precision + ridge, weighted)
     residual = moments.square - half_y.square().sum() - weighted @ fixed
-    variance = residual.clamp(min=1e-12 * moments.square + 1e-300) / moments.n_rows
+    residual = residual.clamp(min=1e-12 * moments.square + 1e-300)
+    variance = residual / moments.n_rows if noise is None else noise.square()
     log_det = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum()
-    value = -0.5 * (moments.n_rows * ((2.0 * math.pi * variance).log() + 1.0) + log_det)
+    value = -0.5 * (moments.n_rows * (2.0 * math.pi * variance).log() + residual / variance + log_det)
     return value, fixed, precision, variance.sqrt()

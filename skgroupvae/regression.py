@@ -5,17 +5,20 @@ network that starts at zero adds to it, and to the scale and shape of the outcom
 other ways. The instance code is the outcome's normal score (``families.py``), so it needs no integral; the
 group code's posterior starts at the one of the linear mixed model, and a learned correction follows.
 
-Rows are (N, 1 + P): the outcome, then the columns of the design, the first of them constant.
+Rows are (N, 2 + P): the outcome, how many rows it counts as, and the columns of the design, the first of
+them constant.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from skgroupvae.curves import leading_curves
 from skgroupvae.families import Family
 from skgroupvae.groups import Segments
 from skgroupvae.mixed_model import LinearMixedModel
@@ -27,6 +30,9 @@ __all__ = ["FullNormal", "MixedModelEncoder", "RegressionDecoder", "RegressionNe
 # Draws of u behind one estimate of the ELBO.
 _ELBO_SAMPLES = 4
 _MAX_SCORE = 6.0
+# Of the learning rate. A step of Adam moves every weight of a layer at once: at the full rate, scales and
+# tails ran away within 50 steps on tables of some 1,000 rows (examples/choose_defaults.py).
+_NETWORK_RATE, _CURVE_RATE = 0.3, 0.1
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,7 @@ class RegressionDecoder(nn.Module):
     """
 
     random: Tensor
+    penalty_centre: Tensor
 
     def __init__(
         self,
@@ -100,11 +107,16 @@ class RegressionDecoder(nn.Module):
         self.fixed = nn.Parameter(torch.zeros(n_columns))
         self.raw_loadings = nn.Parameter(torch.eye(n_random))
         self.shape = nn.Parameter(torch.zeros(family.n_parameters - 1))
-        self.network: nn.Module | None = None
+        self.n_group_codes = n_group_codes
+        self.network: nn.Sequential | None = None
+        self.curves: nn.Sequential | None = None
         if hidden:
             n_inputs = n_columns - 1 + n_group_codes
             self.network = mlp(n_inputs, hidden, family.n_parameters, generator, zero_last=True)
+            n_outputs = family.n_parameters * n_group_codes
+            self.curves = mlp(n_columns - 1, hidden, n_outputs, generator, zero_last=True)
         self.penalty_weight = 0.0
+        self.register_buffer("penalty_centre", self._weights().detach().clone(), persistent=False)
 
     @property
     def loadings(self) -> Tensor:
@@ -113,34 +125,65 @@ class RegressionDecoder(nn.Module):
 
     def forward(self, design: Tensor, u: Tensor) -> Tensor:
         """Parameters of each row: design (N, P), its group's u (*, N, U) -> eta (*, N, n_parameters)."""
-        n_random = len(self.random)
-        effects = u[..., :n_random] @ self.loadings.mT
-        predictor = design @ self.fixed + (design[:, self.random] * effects).sum(-1)
-        eta = torch.cat([predictor[..., None], self.shape.expand(*predictor.shape, -1)], dim=-1)
+        effects = torch.einsum("npu,...nu->...np", self.coefficients(design), u)
+        plain = torch.cat([(design @ self.fixed)[:, None], self.shape.expand(len(design), -1)], dim=-1)
+        eta = plain + effects
         if self.network is None:
             return eta
         columns = design[:, 1:].expand(*u.shape[:-1], -1)
         return eta + self.network(torch.cat([columns, u], dim=-1))
 
+    def coefficients(self, design: Tensor) -> Tensor:
+        """Effect of the group codes on the parameters as far as it is linear in u: (N, n_parameters, U)."""
+        n_random, n_parameters = len(self.random), self.family.n_parameters
+        linear = design[:, self.random] @ self.loadings
+        linear = nn.functional.pad(linear[:, None], (0, self.n_group_codes - n_random, 0, n_parameters - 1))
+        if self.curves is None:
+            return linear
+        return linear + self.curves(design[:, 1:]).unflatten(-1, (n_parameters, self.n_group_codes))
+
+    def set_penalty(self, weight: float) -> None:
+        """From now on a normal prior of this weight, in nats a row, holds the networks where they are.
+
+        Where they are, not at zero: the product of small weights of three layers says nothing, and a prior
+        about zero would keep it there.
+        """
+        self.penalty_weight, self.penalty_centre = weight, self._weights().detach().clone()
+
     def penalty(self) -> Tensor:
-        """Normal prior on the weights of the network, in nats a row."""
-        total = self.fixed.new_zeros(())
-        if self.network is not None:
-            for parameter in self.network.parameters():
-                if parameter.ndim > 1:
-                    total = total + parameter.square().sum()
-        return self.penalty_weight * total
+        """Cost of the networks' weights, in nats a row."""
+        return self.penalty_weight * (self._weights() - self.penalty_centre).square().sum()
+
+    def _weights(self) -> Tensor:
+        matrices = [
+            p.flatten() for net in (self.network, self.curves) if net for p in net.parameters() if p.ndim > 1
+        ]
+        return torch.cat(matrices) if matrices else self.fixed.new_zeros(0)
 
     def rate_factors(self) -> list[tuple[nn.Parameter, float]]:
-        """Parameters that learn at a rate of their own: the mixed model starts where it belongs."""
-        return [(self.fixed, 0.3), (self.raw_loadings, 0.3)]
+        """Parameters that learn at a rate of their own: what starts where it belongs moves slowly."""
+        factors: list[tuple[nn.Parameter, float]] = [(self.fixed, 0.3), (self.raw_loadings, 0.3)]
+        for network, factor in ((self.network, _NETWORK_RATE), (self.curves, _CURVE_RATE)):
+            if network is not None:
+                factors += [(parameter, factor) for parameter in network.parameters()]
+        return factors
 
     @torch.no_grad()
-    def start_from(self, model: LinearMixedModel, factor: float, shift: float) -> None:
-        """Start at a linear mixed model of the working outcome, its predictor times `factor` plus `shift`."""
-        self.fixed.copy_(model.fixed * factor)
-        self.fixed[0] += shift
-        self.raw_loadings.copy_(model.loadings * factor)
+    def start_from(self, model: LinearMixedModel) -> None:
+        """Start at a mixed model."""
+        self.fixed.copy_(model.fixed)
+        self.raw_loadings.copy_(model.loadings)
+
+    @torch.no_grad()
+    def start_curves(self, coefficients: Tensor) -> None:
+        """Start the curves of the last codes at sums of the hidden features and a constant: (C, W, H + 1)."""
+        assert self.curves is not None
+        last: Any = self.curves[-1]
+        n_curves, n_working, _ = coefficients.shape
+        weight = last.weight.view(self.family.n_parameters, self.n_group_codes, -1)
+        bias = last.bias.view(self.family.n_parameters, self.n_group_codes)
+        weight[:n_working, -n_curves:] = coefficients[..., :-1].transpose(0, 1)
+        bias[:n_working, -n_curves:] = coefficients[..., -1].mT
 
 
 class MixedModelEncoder(nn.Module):
@@ -154,74 +197,66 @@ class MixedModelEncoder(nn.Module):
     def __init__(
         self,
         n_columns: int,
-        n_random: int,
         n_group_codes: int,
         hidden: Sequence[int],
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self.n_random, self.n_group_codes = n_random, n_group_codes
+        self.n_group_codes = n_group_codes
         self.row_network: nn.Module | None = None
         self.group_network: nn.Module | None = None
         if hidden:
             self.row_network = mlp(n_columns, hidden, None, generator)
-            n_summaries = hidden[-1] + 2 + 2 * n_random + 1
+            n_summaries = hidden[-1] + 2 + 2 * n_group_codes + 1
             self.group_network = mlp(n_summaries, hidden, 2 * n_group_codes, generator, zero_last=True)
 
     def evidence(self, rows: Tensor, decoder: RegressionDecoder) -> Tensor:
-        """Evidence of each row: (N, 1 + P) -> (N, E)."""
-        y, design = rows[:, 0], rows[:, 1:]
-        eta = decoder(design, rows.new_zeros(len(rows), self.n_group_codes))
-        score, information = decoder.family.working(y, eta)
-        z = design[:, decoder.random]
-        outer = (information[:, None, None] * z[:, :, None] * z[:, None, :]).flatten(1)
-        parts = [score[:, None] * z, outer]
-        if self.row_network is not None:
+        """Evidence of each row: (N, 2 + P) -> (N, E)."""
+        y, weights, design = rows[:, 0], rows[:, 1:2], rows[:, 2:]
+        # The decoder follows the likelihood; through q it would learn to flatter the encoder.
+        with torch.no_grad():
+            eta = decoder(design, rows.new_zeros(len(rows), self.n_group_codes))
+            score, information = decoder.family.working(y, eta)
+            slopes = decoder.coefficients(design)[:, : decoder.family.n_working]
+            sums = (
+                (score[..., None] * slopes).sum(1),
+                ((information[..., None] * slopes).mT @ slopes).flatten(1),
+            )
             v = decoder.family.normal_score(y, eta)[0].clamp(-_MAX_SCORE, _MAX_SCORE)[:, None]
+        parts = [torch.ones_like(weights), *sums]
+        if self.row_network is not None:
             parts += [v, v.square(), self.row_network(torch.cat([v, design[:, 1:]], dim=-1))]
-        return torch.cat(parts, dim=-1)
+        return weights * torch.cat(parts, dim=-1)
 
-    def posterior(self, evidence: Tensor, sizes: Tensor, decoder: RegressionDecoder) -> FullNormal:
-        """q(u) of each group from its summed evidence (G, E) and size (G,)."""
-        n_random = self.n_random
-        score = evidence[:, :n_random]
-        information = evidence[:, n_random : n_random * (n_random + 1)].unflatten(1, (n_random, n_random))
-        loc, root = _mixed_model_posterior(score, information, decoder.loadings, self.n_group_codes)
+    def posterior(self, evidence: Tensor) -> FullNormal:
+        """q(u) of each group from its summed evidence (G, E)."""
+        n_codes = self.n_group_codes
+        size, score, information, learned = evidence.split(
+            [1, n_codes, n_codes**2, evidence.shape[1] - 1 - n_codes - n_codes**2], dim=-1
+        )
+        loc, root = _normal_posterior(score, information.unflatten(1, (n_codes, n_codes)))
         log_det = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         if self.group_network is None:
             return FullNormal(loc, root, log_det)
-        learned = evidence[:, n_random * (n_random + 1) :] / sizes[:, None]
-        log_spread = ((learned[:, 1:2] * sizes[:, None] + 1.0) / (sizes[:, None] + 1.0)).log()
-        spread = root.square().sum(-1)[:, :n_random].log()
-        summaries = torch.cat(
-            [loc[:, :n_random], spread, learned[:, :1], log_spread, learned[:, 2:], sizes[:, None].log()],
-            dim=-1,
-        )
+        mean_v, sum_square, features = learned[:, :1] / size, learned[:, 1:2], learned[:, 2:] / size
+        log_spread = ((sum_square + 1.0) / (size + 1.0)).log()
+        spread = root.square().sum(-1).log()
+        summaries = torch.cat([loc, spread, mean_v, log_spread, features, size.log()], dim=-1)
         shift, log_stretch = self.group_network(summaries).chunk(2, dim=-1)
         log_stretch = log_stretch.clamp(-5.0, 2.0)
         loc = loc + (root @ shift[..., None])[..., 0]
         return FullNormal(loc, root * log_stretch.exp()[:, None, :], log_det + log_stretch.sum(-1))
 
 
-def _mixed_model_posterior(
-    score: Tensor, information: Tensor, loadings: Tensor, n_group_codes: int
-) -> tuple[Tensor, Tensor]:
-    """Mean (G, U) and a root (G, U, U) of the covariance; codes that are no random effect keep the prior."""
+def _normal_posterior(score: Tensor, information: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (G, U) and a root (G, U, U) of the covariance, from the prior N(0, I)."""
     # In float64: with many rows the precision is large and the prior's 1 would be lost.
-    loadings, dtype = loadings.double(), score.dtype
-    precision = loadings.mT @ information.double() @ loadings
-    precision = precision + torch.eye(len(loadings), dtype=precision.dtype, device=precision.device)
-    factor = torch.linalg.cholesky(0.5 * (precision + precision.mT))
-    identity = torch.eye(len(loadings), dtype=precision.dtype, device=precision.device).expand_as(factor)
-    root = torch.linalg.solve_triangular(factor.mT, identity, upper=True)
-    weighted = (score.double() @ loadings)[..., None]
-    mean = torch.cholesky_solve(weighted, factor)[..., 0]
-    n_random, n_groups = len(loadings), len(score)
-    loc = score.new_zeros(n_groups, n_group_codes)
-    whole = torch.eye(n_group_codes, dtype=dtype, device=score.device).repeat(n_groups, 1, 1)
-    loc[:, :n_random] = mean.to(dtype)
-    whole[:, :n_random, :n_random] = root.to(dtype)
-    return loc, whole
+    precision = information.double()
+    identity = torch.eye(precision.shape[-1], dtype=precision.dtype, device=precision.device)
+    factor = torch.linalg.cholesky(0.5 * (precision + precision.mT) + identity)
+    root = torch.linalg.solve_triangular(factor.mT, identity.expand_as(factor), upper=True)
+    mean = torch.cholesky_solve(score.double()[..., None], factor)[..., 0]
+    return mean.to(score.dtype), root.to(score.dtype)
 
 
 class RegressionNetwork(TrainableNetwork):
@@ -238,12 +273,29 @@ class RegressionNetwork(TrainableNetwork):
         return self.group_encoder.evidence(x, self.decoder)
 
     def posterior(self, evidence: Tensor, sizes: Tensor) -> FullNormal:
-        return self.group_encoder.posterior(evidence, sizes, self.decoder)
+        return self.group_encoder.posterior(evidence)
+
+    @torch.no_grad()
+    def start_curves(self, x: Tensor, segments: Segments, generator: torch.Generator) -> None:
+        """Start the codes beside the random effects where groups differ more than those explain."""
+        decoder = self.decoder
+        n_curves = decoder.n_group_codes - len(decoder.random)
+        if decoder.curves is None or n_curves == 0:
+            return
+        y, weights, design = x[:, 0], x[:, 1:2], x[:, 2:]
+        q_u = self.posterior(segments.sum(self.evidence(x)), segments.sizes)
+        score, information = decoder.family.working(y, decoder(design, segments.expand(q_u.loc)))
+        features = nn.functional.pad(decoder.curves[:-1](design[:, 1:]), (0, 1), value=1.0)
+        score, information = weights * score, weights * information
+        coefficients = leading_curves(
+            features.double(), score.double(), information.double(), segments, n_curves, generator
+        )
+        decoder.start_curves(coefficients)
 
     def log_prob(self, x: Tensor, u: Tensor, segments: Segments) -> Tensor:
-        """Of each row at draws u (S, G, U) of its group's code: (S, N)."""
-        eta = self.decoder(x[:, 1:], u.index_select(1, segments.codes))
-        return self.decoder.family.log_prob(x[:, 0].expand(eta.shape[:-1]), eta)
+        """Of each row, times its weight, at draws u (S, G, U) of its group's code: (S, N)."""
+        eta = self.decoder(x[:, 2:], u.index_select(1, segments.codes))
+        return x[:, 1] * self.decoder.family.log_prob(x[:, 0].expand(eta.shape[:-1]), eta)
 
     def elbo(self, x: Tensor, segments: Segments, generator: torch.Generator) -> ElboTerms:
         q_u = self.posterior(segments.sum(self.evidence(x)), segments.sizes)

@@ -16,11 +16,11 @@ from sklearn.utils.validation import check_is_fitted
 
 from skgroupvae import prediction
 from skgroupvae.columns import centre_and_scale, split_group_column
-from skgroupvae.design import Design
 from skgroupvae.evidence import Evidence
 from skgroupvae.families import FAMILIES, Family
 from skgroupvae.groups import GroupIndex
-from skgroupvae.mixed_model import LinearMixedModel, fit_linear_mixed_model
+from skgroupvae.mixed_start import start_at_mixed_model
+from skgroupvae.mixed_tables import MixedModelTables
 from skgroupvae.persistence import PersistenceMixin
 from skgroupvae.progress import progress_bar
 from skgroupvae.regression import FullNormal, MixedModelEncoder, RegressionDecoder, RegressionNetwork
@@ -100,33 +100,25 @@ class GroupedRegressor(
         hidden = check_hidden_sizes(self.hidden_sizes) if self.decoder == "mlp" else ()
         n_columns, n_random = len(self._design.names), len(self._random)
         n_codes = n_random + (self.n_extra_codes if hidden else 0)
-        encoder = MixedModelEncoder(n_columns, n_random, n_codes, hidden, generator)
+        encoder = MixedModelEncoder(n_columns, n_codes, hidden, generator)
         decoder = RegressionDecoder(self._family(), n_columns, self._random, n_codes, hidden, generator)
         return RegressionNetwork(encoder, decoder)
 
     def _start(
-        self,
-        network: RegressionNetwork,
-        inner: NDArray[np.float64],
-        design: NDArray[np.float64],
-        index: GroupIndex,
+        self, network: RegressionNetwork, rows: torch.Tensor, index: GroupIndex, generator: torch.Generator
     ) -> None:
-        """Start at the linear mixed model of the working outcome."""
-        decoder, family = network.decoder, network.decoder.family
-        y, columns = torch.from_numpy(inner), torch.from_numpy(design)
-        working = family.working_outcome(y)
+        """Start at the mixed model, and keep its tables."""
         order, segments = index.rows_of(np.arange(index.n_groups))
-        model = fit_linear_mixed_model(working[order], columns[order], self._random, segments)
-        factor, shift = family.start(y, columns @ model.fixed, model.noise)
-        decoder.start_from(model, factor, shift)
-        if family.is_continuous:
-            with torch.no_grad():
-                decoder.shape[0] = math.log(max(model.noise, 1e-4))
-        decoder.penalty_weight = self.weight_penalty / len(inner)
-        self.fixed_effects_, self.variance_components_, self.intraclass_correlation_ = _tables_of(
-            model, self._design, self._random, self._centre, self._scale
+        penalty = self.weight_penalty / len(rows)
+        model = start_at_mixed_model(network, rows[order], segments, penalty, generator)
+        tables = MixedModelTables(
+            model, self._design, self._random, self._centre, self._scale, network.decoder.family
         )
-        self.mixed_model_log_likelihood_ = model.log_likelihood - len(inner) * math.log(self._scale)
+        self.fixed_effects_, self.variance_components_ = tables.fixed_effects(), tables.variance_components()
+        self.intraclass_correlation_, *interval = tables.intraclass_correlation()
+        self.intraclass_correlation_interval_ = tuple(interval)
+        n_rows = float(rows[:, 1].sum())
+        self.mixed_model_log_likelihood_ = model.log_likelihood - n_rows * math.log(self._scale)
 
     def _train(self, rows: torch.Tensor, index: GroupIndex, generator: torch.Generator) -> pd.DataFrame:
         if self.decoder == "linear" and self.family == "gaussian":
@@ -246,9 +238,13 @@ class GroupedRegressor(
 
     # --- reading tables
 
-    def _rows(self, inner: NDArray[np.float64], design: NDArray[np.float64]) -> torch.Tensor:
-        device = self.network_.decoder.fixed.device
-        return torch.from_numpy(np.column_stack([inner, design])).to(device)
+    @staticmethod
+    def _rows(
+        inner: NDArray[np.float64], design: NDArray[np.float64], weights: NDArray[np.float64] | None = None
+    ) -> torch.Tensor:
+        """Rows of the network (N, 2 + P)."""
+        count = np.ones(len(inner)) if weights is None else weights
+        return torch.from_numpy(np.column_stack([inner, count, design]))
 
     def _read(self, X: Any, y: Any, groups: Any) -> tuple[torch.Tensor, Any]:
         """Rows of the network and labels; without y the outcomes are 0, and without groups there are none."""
@@ -261,7 +257,7 @@ class GroupedRegressor(
         )
         if groups is not None:
             groups = check_groups(groups, len(design), type(self).__name__)
-        return self._rows(inner, design), groups
+        return self._rows(inner, design).to(self.network_.decoder.fixed.device), groups
 
     def _chunks(
         self, X: Any, y: Any, groups: Any, context: Any, strict_groups: bool = False
@@ -285,35 +281,4 @@ class GroupedRegressor(
         for start in range(0, len(rows), size):
             part = slice(start, start + size)
             u = draws[:, torch.from_numpy(position[part]).to(draws.device)]
-            yield decoder.family, rows[part, 0], decoder(rows[part, 1:], u)
-
-
-def _tables_of(
-    model: LinearMixedModel, design: Design, random: list[int], centre: float, scale: float
-) -> tuple[pd.DataFrame, pd.DataFrame, float]:
-    """Fixed effects, variance components and intraclass correlation of the mixed model, in units."""
-    # Rows map standardised coefficients to the units of X: slopes by their scale, the intercept at X = 0.
-    to_units = np.diag(1.0 / design.scale)
-    to_units[0] = -design.centre / design.scale
-    to_units[0, 0] = 1.0
-    estimate = to_units @ model.fixed.numpy() * scale
-    estimate[0] += centre
-    error = np.sqrt((to_units @ model.fixed_covariance.numpy() @ to_units.T).diagonal()) * scale
-    fixed = pd.DataFrame(
-        {
-            "estimate": estimate,
-            "std_error": error,
-            "lower": estimate - 1.96 * error,
-            "upper": estimate + 1.96 * error,
-        },
-        index=design.names,
-    )
-    at = to_units[np.ix_(random, random)]
-    covariance = (model.loadings @ model.loadings.mT).numpy() * scale**2
-    in_units = at @ covariance @ at.T
-    names = [design.names[j] for j in random]
-    sds = pd.DataFrame(
-        {"sd": [*np.sqrt(in_units.diagonal()), model.noise * scale]}, index=[*names, "Residual"]
-    )
-    between = covariance[0, 0]
-    return fixed, sds, float(between / (between + (model.noise * scale) ** 2))
+            yield decoder.family, rows[part, 0], decoder(rows[part, 2:], u)

@@ -29,6 +29,7 @@ from skgroupvae.validation import (
     check_groups,
     check_labels_by_row,
     check_outcome,
+    check_weights,
     resolve_device,
     unchanged_on_error,
 )
@@ -192,7 +193,14 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         self.device = device
         self.verbose = verbose
 
-    def fit(self, X: Any, y: ArrayLike, *, groups: ArrayLike | None = None) -> Self:
+    def fit(
+        self,
+        X: Any,
+        y: ArrayLike,
+        *,
+        groups: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> Self:
         """Learn from rows, their outcomes and their groups.
 
         Parameters
@@ -203,6 +211,8 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
             Outcome.
         groups : array-like of shape (n_rows,), optional
             Group label of each row. None makes every row a group of its own, with a warning.
+        sample_weight : array-like of shape (n_rows,), optional
+            How many rows each row counts as, 0 or more.
 
         Returns
         -------
@@ -220,21 +230,25 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
             table = check_covariates(self, table, reset=True)
             outcome = check_outcome(y, len(table))
             labels = check_groups(groups, len(table), type(self).__name__, warn=True)
+            weights = check_weights(sample_weight, table)
+            if (weights == 0).any():
+                kept = weights > 0
+                table, outcome, weights = table[kept], outcome[kept], weights[kept]
+                labels = np.asarray(labels)[kept]
             self._design = Design.fit(table)
-            design = self._design.transform(table)
-            inner = self._start_outcome(outcome)
-            index = GroupIndex.from_labels(labels, np.column_stack([inner, design]))
-            self._random = self._random_columns(design, index)
+            rows = self._rows(self._start_outcome(outcome), self._design.transform(table), weights)
+            index = GroupIndex.from_labels(labels, rows.numpy())
+            self._random = self._random_columns(rows[:, 2:].numpy(), index)
             seed = int(check_random_state(self.random_state).randint(2**31 - 1))
             generator = torch.Generator().manual_seed(seed)
             network = self._empty_network(generator)
-            self._start(network, inner, design, index)
-            self.network_ = network.to(resolve_device(self.device))
-            rows = self._rows(inner, design)
-            self.history_ = self._train(rows.float(), index, generator)
+            self._start(network, rows, index, generator)
+            device = resolve_device(self.device)
+            self.network_ = network.to(device)
+            self.history_ = self._train(rows.float().to(device), index, generator)
             self.n_iter_ = len(self.history_)
             network.eval().requires_grad_(False).double()
-            self._set_evidence(Evidence.of_rows(network, rows, index))
+            self._set_evidence(Evidence.of_rows(network, rows.to(device), index))
         return self
 
     def update_groups(self, X: Any, y: ArrayLike, *, groups: ArrayLike | None = None) -> Self:
@@ -439,7 +453,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         q_u = Evidence.of_rows(self.network_, rows, index).posterior(self.network_)
         position = torch.from_numpy(index.codes).to(rows.device)
         draws = prediction.draws_of(q_u, self.n_prediction_samples)
-        v = prediction.normal_scores(self.network_, rows[:, 0], rows[:, 1:], draws, position)
+        v = prediction.normal_scores(self.network_, rows[:, 0], rows[:, 2:], draws, position)
         return q_u.loc[position].cpu().numpy(), v[:, None].cpu().numpy()
 
     def fit_transform(
@@ -486,7 +500,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         u = chosen.draw(torch.from_numpy(noise).to(q_u.loc))[:, distinct.get_indexer(index)]
         v = torch.from_numpy(rng.standard_normal((n_samples, len(rows)))).to(u)
         decoder = self.network_.decoder
-        return self._outer(decoder.family.at_score(v, decoder(rows[:, 1:], u))).T
+        return self._outer(decoder.family.at_score(v, decoder(rows[:, 2:], u))).T
 
     def translate(
         self,
@@ -526,6 +540,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         target = check_labels_by_row(target_group, len(table), "target_group")
         design = self._design.transform(check_covariates(self, table, reset=False))
         rows = self._rows(self._inner(check_outcome(y, len(design), constant=True)), design)
+        rows = rows.to(self.network_.decoder.fixed.device)
         (q_source, at_source), (q_target, at_target) = (
             self._posterior(labels, context) for labels in (source, target)
         )
@@ -538,7 +553,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         u_source = prediction.draws_of(q_source, self.n_prediction_samples)[:, at_source]
         u_target = prediction.draws_of(q_target, self.n_prediction_samples, seed=1)[:, at_target]
         u_target = torch.where(same[:, None].to(u_source.device), u_source, u_target)
-        moved = self._outer(prediction.translated(self.network_, rows[:, 0], rows[:, 1:], u_source, u_target))
+        moved = self._outer(prediction.translated(self.network_, rows[:, 0], rows[:, 2:], u_source, u_target))
         mean = moved.mean(0)
         return (
             mean

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
-from sklearn.utils.validation import column_or_1d, validate_data
+from sklearn.utils.validation import _check_sample_weight, column_or_1d, validate_data
 
 from skgroupvae.columns import check_unique_columns, some
 from skgroupvae.groups import as_label_array
@@ -27,6 +27,7 @@ __all__ = [
     "check_noise_scale",
     "check_outcome",
     "check_table",
+    "check_weights",
     "resolve_device",
     "unchanged_on_error",
 ]
@@ -97,6 +98,17 @@ def check_covariates(estimator: BaseEstimator, X: Any, *, reset: bool) -> Any:
             f"X contains NaN or infinite values in columns {some(bad)}; drop or impute these rows"
         )
     return X
+
+
+def check_weights(sample_weight: Any, table: Any) -> NDArray[np.float64]:
+    """Weights of rows as finite numbers of at least 0, not all of them 0; None is 1 for each."""
+    weights = np.asarray(
+        _check_sample_weight(sample_weight, table, dtype=np.float64, ensure_non_negative=True),
+        dtype=np.float64,
+    )
+    if not weights.any():
+        raise ValueError("sample_weight is zero for every row; give some rows a positive weight")
+    return weights
 
 
 def check_outcome(y: Any, n_rows: int, *, constant: bool = False) -> NDArray[np.float64]:

@@ -21,13 +21,14 @@ TIERS = (
     {"base", "regression_base"},
     {"validation", "containers", "persistence"},
     {"values"},
+    {"mixed_tables"},
     {"design"},
     {"columns"},
     {"prediction"},
-    {"training", "inference", "evidence", "building", "progress", "starting"},
+    {"training", "inference", "evidence", "building", "progress", "starting", "mixed_start"},
     {"regression"},
     {"network"},
-    {"encoders", "decoders", "regularizers", "proposals", "families", "mixed_model"},
+    {"encoders", "decoders", "regularizers", "proposals", "families", "mixed_model", "curves"},
     {"groups", "nn"},
 )
 STANDALONE = {"metrics", "datasets", "plotting", "model_selection", "nonlinear"}

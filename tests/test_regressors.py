@@ -98,6 +98,44 @@ def test_new_groups_have_the_prior(linear, table):
         assert (std > linear.predict(X, groups=groups, return_std=True)[1]).all()
 
 
+# --- weights
+
+
+def test_a_row_of_weight_two_is_two_rows(table):
+    X, y, groups = table
+    weights = np.random.default_rng(0).integers(0, 3, len(X))
+    again = np.repeat(np.arange(len(X)), weights)
+    weighted = quick(decoder="linear").fit(X, y, groups=groups, sample_weight=weights)
+    repeated = quick(decoder="linear").fit(X.iloc[again], y[again], groups=groups.iloc[again])
+    # The columns are standardised by other moments, which changes no estimate; the optimiser stops near it.
+    for name in ("fixed_effects_", "variance_components_"):
+        left, right = getattr(weighted, name), getattr(repeated, name)
+        np.testing.assert_allclose(left, right.loc[left.index], rtol=1e-3, atol=1e-3)
+    assert weighted.mixed_model_log_likelihood_ == pytest.approx(repeated.mixed_model_log_likelihood_)
+    np.testing.assert_allclose(
+        weighted.predict(X, groups=groups), repeated.predict(X, groups=groups), rtol=1e-3, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("decoder", ["linear", "mlp"])
+def test_a_row_of_weight_zero_is_no_row(decoder, table):
+    X, y, groups = table
+    kept = groups != "s3"
+    without = quick(decoder=decoder).fit(X[kept], y[kept], groups=groups[kept])
+    zero = quick(decoder=decoder).fit(X, y, groups=groups, sample_weight=kept.to_numpy(float))
+    np.testing.assert_array_equal(zero.predict(X, groups=groups), without.predict(X, groups=groups))
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [([1.0, -1.0], "Negative values"), ([0.0, 0.0], "zero"), ([np.nan, 1.0], "NaN")],
+)
+def test_weights_that_cannot_be_used(weights, message, table):
+    X, y, groups = table
+    with pytest.raises(ValueError, match=message):
+        quick().fit(X[:2], y[:2], groups=groups[:2], sample_weight=weights)
+
+
 # --- groups and context
 
 
@@ -177,7 +215,7 @@ def test_every_family_predicts_a_distribution(family, table):
     outcome = {
         "gaussian": y,
         "bernoulli": (y > np.median(y)).astype(float),
-        "poisson": np.floor(np.abs(y - y.mean())),
+        "poisson": np.floor(np.exp(1.0 + 0.15 * (y - y.mean()))),
         "ordinal": np.digitize(y, np.quantile(y, [0.2, 0.5, 0.9])) * 2.0,
     }[family]
     model = quick(family=family).fit(X, outcome, groups=groups)
