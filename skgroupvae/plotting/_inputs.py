@@ -22,8 +22,10 @@ __all__ = [
 ]
 
 
-def finite_column(values: Any, name: str) -> tuple[NDArray[np.float64], str | None]:
-    """Finite values (n_rows,) of one column, and its name where it has one."""
+def finite_column(
+    values: Any, name: str, n_rows: int | None = None
+) -> tuple[NDArray[np.float64], str | None]:
+    """Finite values (n_rows,) of one column, as many as X has rows, and its name where it has one."""
     if values is None:
         raise ValueError(f"{name} is missing; pass one number a row")
     array = np.asarray(values, dtype=np.float64)
@@ -33,6 +35,8 @@ def finite_column(values: Any, name: str) -> tuple[NDArray[np.float64], str | No
         raise ValueError(f"{name} must be one column of numbers, got shape {array.shape}; choose one column")
     if len(array) == 0:
         raise ValueError(f"{name} is empty; pass at least one row")
+    if n_rows is not None:
+        check_length(array, n_rows, name, "X")
     if not np.isfinite(array).all():
         raise ValueError(f"{name} contains NaN or infinite values; drop those rows first")
     if isinstance(values, pd.DataFrame):

@@ -162,7 +162,7 @@ class PredictiveCheckDisplay(Display):
         estimator, X, groups = split_labels(estimator, X, groups)
         codes, labels = factorize(groups, len(X))
         if regression:
-            finite_column(y, "y")
+            finite_column(y, "y", len(X))
             drawn = estimator.sample_y(X, n_samples, groups=groups, random_state=random_state)
             return cls.from_predictions(y, drawn, groups=groups, **options)
         position = column_position(X, column)

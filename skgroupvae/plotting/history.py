@@ -94,7 +94,7 @@ class HistoryDisplay(Display):
                 "estimator.history_ has no epochs (a fit in closed form); there is nothing to draw"
             )
         if columns is None:
-            columns = [part for part in _PARTS if (history.get(part.removeprefix("-"), 0.0) != 0).any()]
+            columns = [part for part in _PARTS if _is_there(history, part.removeprefix("-"))]
         elif isinstance(columns, str) or not len(columns):
             raise ValueError(f"columns must be a list of columns of history_, got {columns!r}")
         curves = {column: _runs("history_", history, column) for column in columns}
@@ -194,6 +194,10 @@ def _draw(ax: Axes, table: pd.DataFrame, style: dict[str, Any], label: str) -> N
     if table.shape[1] > 1:
         low, high = table.min(axis=1), table.max(axis=1)
         ax.fill_between(table.index, low, high, color=style["color"], alpha=0.2, linewidth=0)
+
+
+def _is_there(history: pd.DataFrame, column: str) -> bool:
+    return column in history and bool((history[column] != 0).any())
 
 
 def _held_out(column: str) -> str:

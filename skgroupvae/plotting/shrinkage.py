@@ -132,8 +132,7 @@ class ShrinkageDisplay(Display):
         estimator, X, groups = split_labels(estimator, X, groups)
         codes, labels = factorize(groups, len(X))
         if regression:
-            values, name = finite_column(y, "y")
-            check_length(values, len(codes), "y", "X")
+            values, name = finite_column(y, "y", len(X))
             new = estimator.predict(X)
             raw, inferred = values - new, estimator.predict(X, groups=groups) - new
             overall, name = 0.0, f"{name or 'outcome'} over prediction for a new group"

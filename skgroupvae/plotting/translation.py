@@ -132,7 +132,7 @@ class TranslationDisplay(Display):
         there = _rows_of(target_group, codes, distinct, "target_group")
         between = {"source_group": source_group, "target_group": target_group}
         if is_regressor(estimator):
-            values, name = finite_column(y, "y")
+            values, name = finite_column(y, "y", len(X))
             moved = estimator.translate(_safe_indexing(X, here), values[here], **between)
         else:
             position = column_position(X, column)
