@@ -347,7 +347,7 @@ class Drawer(BaseEstimator):
     """Draws rows that say which group, draw and row they are: 100 * group + row + 0.01 * draw."""
 
     group_column = None
-    fitted_ = True
+    n_draws = 0
 
     def fit(self):
         return self
@@ -358,8 +358,9 @@ class Drawer(BaseEstimator):
     def sample(self, group_size, groups, random_state):
         labels = np.repeat(np.asarray(groups), group_size)
         row = np.tile(np.arange(group_size), len(groups))
-        draw = np.repeat(np.arange(len(groups)) // len(set(groups)), group_size)
-        return np.column_stack([np.zeros(len(row)), 100.0 * labels + row + 0.01 * draw]), labels
+        value = 100.0 * labels + row + 0.01 * self.n_draws
+        self.n_draws += 1
+        return np.column_stack([np.zeros(len(row)), value]), labels
 
 
 def test_check_of_a_groupvae_draws_as_many_rows_as_there_are():

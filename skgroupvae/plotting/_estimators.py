@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
+from sklearn.utils import check_random_state
 
 from skgroupvae.plotting._inputs import column_names, column_position, table_column
 
-__all__ = ["codes_of", "split_labels"]
+__all__ = ["codes_of", "column_draws", "expected_column", "split_labels"]
+
+# Instance codes that the mean of a group is taken over.
+_N_CODES = 64
 
 
 def split_labels(estimator: Any, X: Any, groups: Any) -> tuple[Any, Any, Any]:
@@ -39,3 +45,38 @@ def codes_of(estimator: Any, X: Any, y: Any, groups: Any) -> tuple[NDArray[np.fl
         found = np.split(np.asarray(found), [estimator.n_group_codes], axis=1)
     u, v = (np.asarray(codes, dtype=np.float64) for codes in found)
     return u, v
+
+
+def expected_column(
+    estimator: Any, X: Any, groups: Any, codes: NDArray[np.intp], position: int
+) -> NDArray[np.float64]:
+    """Expected value (n_groups,) of a column of a GroupVAE given the code of each group, over the prior of v."""
+    u, v = codes_of(estimator, X, None, groups)
+    first = np.unique(codes, return_index=True)[1]
+    # Each draw comes with its mirror image, so that nothing linear is left to chance.
+    half = np.random.default_rng(0).standard_normal((_N_CODES // 2, v.shape[1]))
+    draws = np.concatenate([half, -half])
+    rows = estimator.inverse_transform(
+        np.repeat(u[first], len(draws), axis=0), np.tile(draws, (len(first), 1))
+    )
+    return np.asarray(rows)[:, position].reshape(len(first), len(draws)).mean(axis=1)
+
+
+def column_draws(
+    estimator: Any,
+    position: int,
+    codes: NDArray[np.intp],
+    labels: list[Hashable],
+    n_samples: int,
+    random_state: Any,
+) -> NDArray[np.float64]:
+    """Draws (n_rows, n_samples) of a column of a GroupVAE, u anew for each group and draw."""
+    # The model draws groups of one size: the largest, of which smaller ones keep the first rows.
+    nth = pd.Series(codes).groupby(codes).cumcount().to_numpy()
+    largest = int(nth.max()) + 1
+    rng = check_random_state(random_state)
+    drawn = []
+    for _ in range(n_samples):
+        rows, _labels = estimator.sample(group_size=largest, groups=labels, random_state=rng)
+        drawn.append(np.asarray(rows)[:, position].reshape(len(labels), largest)[codes, nth])
+    return np.stack(drawn, axis=1)

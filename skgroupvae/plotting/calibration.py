@@ -177,7 +177,6 @@ class PITDisplay(OfPIT):
         ax.axhspan(*self.band, **BAND, label=f"{100 * self.level:g} % of the bars of\na calibrated model")
         ax.axhline(1.0, color=DARK, linewidth=1.0, linestyle="--", label="calibrated", zorder=1)
         edges = np.linspace(0.0, 1.0, self.n_bins + 1)
-        ax.stairs(self.heights, edges, color=COLORS[0], fill=True, alpha=0.35, zorder=2)
         label = f"{len(self.pit):,} rows"
         ax.stairs(self.heights, edges, color=COLORS[0], linewidth=1.5, label=label, zorder=3)
         ax.set_xlim(0.0, 1.0)

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.base import is_regressor
 
-from skgroupvae.plotting._estimators import split_labels
+from skgroupvae.plotting._estimators import column_draws, split_labels
 from skgroupvae.plotting._inputs import (
     check_count,
     check_length,
@@ -166,7 +166,7 @@ class PredictiveCheckDisplay(Display):
             drawn = estimator.sample_y(X, n_samples, groups=groups, random_state=random_state)
             return cls.from_predictions(y, drawn, groups=groups, **options)
         position = column_position(X, column)
-        drawn = _sample_column(estimator, position, codes, labels, n_samples, random_state)
+        drawn = column_draws(estimator, position, codes, labels, n_samples, random_state)
         return cls.from_predictions(table_column(X, position), drawn, groups=groups, **options)
 
     @classmethod
@@ -280,20 +280,3 @@ class PredictiveCheckDisplay(Display):
         finish(ax, xlabel, ylabel, f"{self.statistic} of {self.name} in the group", called)
         legend_beside(ax, point_area=size)
         return self
-
-
-def _sample_column(
-    estimator: Any,
-    position: int,
-    codes: NDArray[np.intp],
-    labels: list[Hashable],
-    n_samples: int,
-    random_state: Any,
-) -> NDArray[np.float64]:
-    """Draws (n_rows, n_samples) of one column from a GroupVAE, u anew for each group and draw."""
-    # The model draws groups of one size: the largest, of which smaller ones keep the first rows.
-    nth = pd.Series(codes).groupby(codes).cumcount().to_numpy()
-    largest = int(nth.max()) + 1
-    rows, _ = estimator.sample(group_size=largest, groups=labels * n_samples, random_state=random_state)
-    drawn = np.asarray(rows)[:, position].reshape(n_samples, len(labels), largest)
-    return drawn[:, codes, nth].T

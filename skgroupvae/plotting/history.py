@@ -169,8 +169,8 @@ class HistoryDisplay(Display):
             if label in self.held_out:
                 _draw(ax, self.held_out[label], style | _DASHED, "")
         if self.held_out:
-            ax.plot([], [], color=DARK, marker="o", label="training")
-            ax.plot([], [], color=DARK, marker="o", label="held out", **_DASHED)
+            ax.plot([], [], color=DARK, label="training")
+            ax.plot([], [], color=DARK, label="held out", **_DASHED)
         finish(ax, xlabel, ylabel, "epoch", f"{_words(self.name)} / nats per row")
         ax.locator_params(axis="x", integer=True)
         if any(self.curves):

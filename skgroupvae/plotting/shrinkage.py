@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import is_regressor
 
-from skgroupvae.plotting._estimators import codes_of, split_labels
+from skgroupvae.plotting._estimators import expected_column, split_labels
 from skgroupvae.plotting._inputs import (
     check_length,
     column_position,
@@ -27,8 +27,6 @@ __all__ = ["ShrinkageDisplay"]
 
 # Areas of the markers of a group of no rows and of the largest, in square points.
 _SMALLEST, _LARGEST = 8.0, 120.0
-# Instance codes that the mean of a group is taken over.
-_N_DRAWS = 64
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -139,7 +137,7 @@ class ShrinkageDisplay(Display):
         else:
             position = column_position(X, column)
             raw, name = finite_column(table_column(X, position), "X")
-            inferred = _expected(estimator, X, groups, codes, position)[codes]
+            inferred = expected_column(estimator, X, groups, codes, position)[codes]
             overall, name = float(raw.mean()), name or "value"
         n_rows = np.bincount(codes).astype(float)
         display = cls(
@@ -243,21 +241,6 @@ class ShrinkageDisplay(Display):
 
 
 _POINT: dict[str, Any] = {"facecolor": COLORS[0], "edgecolor": "white", "linewidth": 0.6, "alpha": 0.9}
-
-
-def _expected(
-    estimator: Any, X: Any, groups: Any, codes: NDArray[np.intp], position: int
-) -> NDArray[np.float64]:
-    """Mean (n_groups,) of a column over instance codes from their prior, given each group's code."""
-    u, v = codes_of(estimator, X, None, groups)
-    first = np.unique(codes, return_index=True)[1]
-    # Each draw comes with its mirror image, so that nothing linear is left to chance.
-    half = np.random.default_rng(0).standard_normal((_N_DRAWS // 2, v.shape[1]))
-    draws = np.concatenate([half, -half])
-    rows = estimator.inverse_transform(
-        np.repeat(u[first], len(draws), axis=0), np.tile(draws, (len(first), 1))
-    )
-    return np.asarray(rows)[:, position].reshape(len(first), len(draws)).mean(axis=1)
 
 
 def _rows(size: float) -> str:
