@@ -298,28 +298,26 @@ def test_bins_and_levels_are_checked():
 
 
 def test_check_compares_by_group():
-    y = pd.Series([1.0, 3.0, 10.0, 20.0, 30.0], name="score")
-    groups = ["b", "b", "a", "a", "a"]
-    samples = np.array([[0.0, 1.0, 2.0], [19.0, 20.0, 24.0]])[[0, 0, 1, 1, 1]]
+    y = pd.Series([10.0, 20.0, 30.0, 1.0, 3.0], name="score")
+    groups = ["a", "a", "a", "b", "b"]
+    samples = np.array([[0.0, 1.0, 2.0], [19.0, 20.0, 24.0]])[[1, 1, 1, 0, 0]]
     display = PredictiveCheckDisplay.from_predictions(y, samples, groups=groups, level=0.5)
-    assert display.labels == ["b", "a"]
-    np.testing.assert_allclose(display.observed, [2.0, 20.0])
-    np.testing.assert_allclose(display.drawn, [[0, 1, 2], [19, 20, 24]])
-    np.testing.assert_allclose(display.lower, [0.5, 19.5])
-    np.testing.assert_allclose(display.median, [1.0, 20.0])
-    np.testing.assert_allclose(display.upper, [1.5, 22.0])
-    assert list(display.outside) == [True, False]
+    assert display.labels == ["a", "b"]
+    np.testing.assert_allclose(display.observed, [20.0, 2.0])
+    np.testing.assert_allclose(display.drawn, [[19, 20, 24], [0, 1, 2]])
+    np.testing.assert_allclose(display.lower, [19.5, 0.5])
+    np.testing.assert_allclose(display.median, [20.0, 1.0])
+    np.testing.assert_allclose(display.upper, [22.0, 1.5])
+    assert list(display.outside) == [False, True]
+    # Drawn from the lowest median up.
     ends, _ = intervals_of(display.ax_)
     np.testing.assert_allclose(ends, [[0.5, 1.5], [19.5, 22.0]])
     inside, outside = display.ax_.collections[1:]
     np.testing.assert_allclose(inside.get_offsets(), [[20.0, 1]])
     np.testing.assert_allclose(outside.get_offsets(), [[2.0, 0]])
     assert names_of(display.ax_) == ["b", "a"]
-    assert legend_of(display.ax_) == [
-        "50 % of draws",
-        "observed inside (1 of 2)",
-        "observed outside (1 of 2)",
-    ]
+    says = ["50 % of draws", "observed inside (1 of 2)", "observed outside (1 of 2)"]
+    assert legend_of(display.ax_) == says
 
 
 @pytest.mark.parametrize(

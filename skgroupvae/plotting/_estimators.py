@@ -50,7 +50,7 @@ def codes_of(estimator: Any, X: Any, y: Any, groups: Any) -> tuple[NDArray[np.fl
 def expected_column(
     estimator: Any, X: Any, groups: Any, codes: NDArray[np.intp], position: int
 ) -> NDArray[np.float64]:
-    """Expected value (n_groups,) of a column of a GroupVAE given the code of each group, over the prior of v."""
+    """Expected value (n_groups,) of a GroupVAE's column given the code of each group, over the prior of v."""
     u, v = codes_of(estimator, X, None, groups)
     first = np.unique(codes, return_index=True)[1]
     # Each draw comes with its mirror image, so that nothing linear is left to chance.
