@@ -39,14 +39,26 @@ MAX_LINES = 400
 # Functions of numpy.random that make a generator of their own.
 LOCAL_RANDOM = {"RandomState", "default_rng", "Generator", "SeedSequence"}
 
-by_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+
+def module_of(path: Path) -> str:
+    """Dotted name below the package: ``groups``, ``plotting``, ``plotting.history``."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
+
+
+by_file = pytest.mark.parametrize("path", FILES, ids=module_of)
+
+
+def part_of(module: str) -> str:
+    """What has a place in the ladder: a file of the package, or a folder with all its files."""
+    return module.split(".")[0]
 
 
 def rank(module: str) -> int:
     for tier, members in enumerate(TIERS):
-        if module in members:
+        if part_of(module) in members:
             return tier
-    raise AssertionError(f"skgroupvae/{module}.py has no place in TIERS or STANDALONE; give it one")
+    raise AssertionError(f"skgroupvae/{module} has no place in TIERS or STANDALONE; give it one")
 
 
 def imported(node: ast.AST) -> list[str]:
@@ -66,12 +78,15 @@ def imports_of(path: Path) -> set[str]:
 
 def own_imports(path: Path) -> set[str]:
     """Modules of the package that a file imports; importing names from the package itself is ``__init__``."""
-    modules = {file.stem for file in FILES}
+    modules = {module_of(file) for file in FILES}
     found = set()
     for name in imports_of(path):
-        parts = name.split(".")
-        if parts[0] == "skgroupvae" and len(parts) > 1:
-            found.add(parts[1] if parts[1] in modules else "__init__")
+        package, _, inside = name.partition(".")
+        if package == "skgroupvae" and inside:
+            # ``groups.GroupIndex`` is a name of ``groups``, and what no module has is a name of the package.
+            parts = inside.split(".")
+            prefixes = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+            found.add(next((prefix for prefix in prefixes if prefix in modules), "__init__"))
     return found
 
 
@@ -101,28 +116,38 @@ def n_code_lines(source: str) -> int:
 
 @by_file
 def test_imports_only_go_down(path):
-    if path.stem in STANDALONE:
+    own = module_of(path)
+    if part_of(own) in STANDALONE:
         return
     for module in own_imports(path):
-        assert module not in STANDALONE, f"{path.stem} imports {module}"
-        assert rank(module) >= rank(path.stem), f"{path.stem} imports {module}, which stands above it"
+        assert part_of(module) not in STANDALONE, f"{own} imports {module}"
+        assert rank(module) >= rank(own), f"{own} imports {module}, which stands above it"
 
 
 def test_imports_have_no_circle():
-    graph = {path.stem: own_imports(path) - {path.stem} for path in FILES}
+    graph = {module_of(path): own_imports(path) - {module_of(path)} for path in FILES}
     assert len(list(TopologicalSorter(graph).static_order())) == len(FILES)
 
 
 @by_file
 def test_standalone_modules_stand_alone(path):
-    if path.stem in STANDALONE:
-        roots = {name.split(".")[0] for name in imports_of(path)}
-        assert not roots & {"skgroupvae", "torch"}
+    part = part_of(module_of(path))
+    if part in STANDALONE:
+        assert "torch" not in {name.split(".")[0] for name in imports_of(path)}
+        # A folder stands alone as a whole: its files import each other.
+        assert {part_of(module) for module in own_imports(path)} <= {part}
+
+
+@by_file
+def test_folders_only_reexport(path):
+    if path.name == "__init__.py" and path.parent != PACKAGE:
+        kinds = {type(node) for node in ast.parse(path.read_text()).body}
+        assert kinds <= {ast.Expr, ast.ImportFrom, ast.Assign}
 
 
 @by_file
 def test_sklearn_stays_at_the_door(path):
-    if path.stem in WITHOUT_SKLEARN:
+    if module_of(path) in WITHOUT_SKLEARN:
         assert "sklearn" not in {name.split(".")[0] for name in imports_of(path)}
 
 
@@ -136,7 +161,8 @@ def test_optional_dependencies_are_imported_inside_functions(path):
 def test_files_stay_small(path):
     source = path.read_text()
     # Public methods carry long docstrings, so there only code counts.
-    n_lines = n_code_lines(source) if path.stem in ("estimators", "regressors") else len(source.splitlines())
+    doors = ("estimators", "regressors")
+    n_lines = n_code_lines(source) if module_of(path) in doors else len(source.splitlines())
     assert n_lines <= MAX_LINES
 
 

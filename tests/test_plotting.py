@@ -182,7 +182,7 @@ def test_history_of_runs_is_median_and_band():
     ax = plot_history({"CxVAE": runs, "GVAE": history(3.0)})
     np.testing.assert_allclose(ax.lines[0].get_ydata(), history(2.0)["loss"])
     assert [line.get_label() for line in ax.lines] == ["CxVAE", "GVAE"]
-    assert ax.lines[0].get_linestyle() != ax.lines[1].get_linestyle()
+    assert ax.lines[0].get_marker() != ax.lines[1].get_marker()
     assert len(ax.collections) == 1
     heights = ax.collections[0].get_paths()[0].vertices[:, 1]
     assert heights.min() == pytest.approx(1.2)

@@ -1,0 +1,247 @@
+"""How far the raw means of groups are drawn to the overall mean."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import is_regressor
+
+from skgroupvae.plotting._estimators import expected_column, split_labels
+from skgroupvae.plotting._inputs import (
+    check_length,
+    column_position,
+    factorize,
+    finite_column,
+    table_column,
+)
+from skgroupvae.plotting._style import COLORS, DARK, GREY, Display, finish
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["ShrinkageDisplay"]
+
+# Areas of the markers of a group of no rows and of the largest, in square points.
+_SMALLEST, _LARGEST = 8.0, 120.0
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class ShrinkageDisplay(Display):
+    """Raw means of groups against what a model makes of them.
+
+    On the diagonal the model believes the raw mean; an arrow leads from there to what it infers. The fewer
+    rows a group has, the more it is drawn to the overall mean (dashed). Arrows that lead away from it show
+    that the model knows more of these groups than their mean, such as a slope.
+
+    Make one with :meth:`from_estimator` or :meth:`from_predictions`.
+
+    Parameters
+    ----------
+    raw : ndarray of shape (n_groups,)
+        Raw means, in the units of the axes.
+    inferred : ndarray of shape (n_groups,)
+        What the model infers.
+    n_rows : ndarray of shape (n_groups,)
+        Rows of each group.
+    labels : list of length n_groups
+        Labels of the groups.
+    overall : float
+        Overall mean.
+    name : str
+        What is averaged.
+
+    Attributes
+    ----------
+    ax_ : Axes
+        Where `plot` drew last.
+    figure_ : Figure
+        The figure of `ax_`.
+
+    Examples
+    --------
+    >>> from skgroupvae import CxVAERegressor
+    >>> from skgroupvae.datasets import make_exam_scores
+    >>> from skgroupvae.plotting import ShrinkageDisplay
+    >>> data = make_exam_scores(20, random_state=0)
+    >>> model = CxVAERegressor(max_epochs=2, random_state=0)
+    >>> model = model.fit(data.v[:, None], data.X[:, 0], groups=data.groups)
+    >>> display = ShrinkageDisplay.from_estimator(model, data.v[:, None], data.X[:, 0], groups=data.groups)
+    >>> bool(abs(display.inferred).mean() < abs(display.raw).mean())
+    True
+    """
+
+    raw: NDArray[np.float64]
+    inferred: NDArray[np.float64]
+    n_rows: NDArray[np.float64]
+    labels: list[Any]
+    overall: float
+    name: str = "mean"
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: Any,
+        X: Any,
+        y: Any = None,
+        *,
+        groups: Iterable[Hashable] | None = None,
+        column: Hashable = None,
+        **options: Any,
+    ) -> Self:
+        """Draw the groups of a table.
+
+        For a regressor both axes are means by group over its prediction for the same rows in a new group:
+        of the outcome (raw) and of the prediction that knows the group (inferred). Covariates are so taken
+        into account, and the overall mean is 0. For a GroupVAE they are the mean of a column and what
+        the group code alone says of it, averaged over instance codes from their prior.
+
+        Parameters
+        ----------
+        estimator : fitted CxVAERegressor or GroupVAE
+            Fitted on these groups.
+        X : array-like or DataFrame of shape (n_rows, n_features)
+            Rows, best those of the fit.
+        y : array-like of shape (n_rows,), optional
+            Outcomes, for a regressor; else ignored.
+        groups : array-like of shape (n_rows,), optional
+            Group label of each row; None takes the estimator's `group_column`.
+        column : name or position, optional
+            The column of X, where there are several; a regressor's outcome needs none.
+        **options
+            Passed to :meth:`plot`: `ax`, `xlabel`, `ylabel`.
+
+        Returns
+        -------
+        display : ShrinkageDisplay
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        ValueError
+            If the outcomes or labels are missing or differ in length, or the column is not one of X.
+        """
+        regression = is_regressor(estimator)
+        cls._check_estimator(estimator, "predict" if regression else "inverse_transform")
+        estimator, X, groups = split_labels(estimator, X, groups)
+        codes, labels = factorize(groups, len(X))
+        if regression:
+            values, name = finite_column(y, "y", len(X))
+            new = estimator.predict(X)
+            raw, inferred = values - new, estimator.predict(X, groups=groups) - new
+            overall, name = 0.0, f"{name or 'outcome'} over prediction for a new group"
+        else:
+            position = column_position(X, column)
+            raw, name = finite_column(table_column(X, position), "X")
+            inferred = expected_column(estimator, X, groups, codes, position)[codes]
+            overall, name = float(raw.mean()), name or "value"
+        n_rows = np.bincount(codes).astype(float)
+        display = cls(
+            raw=np.bincount(codes, raw) / n_rows,
+            inferred=np.bincount(codes, inferred) / n_rows,
+            n_rows=n_rows,
+            labels=labels,
+            overall=overall,
+            name=name,
+        )
+        return display.plot(**options)
+
+    @classmethod
+    def from_predictions(
+        cls,
+        raw: Any,
+        inferred: Any,
+        *,
+        n_rows: Any,
+        labels: Any = None,
+        overall: float | None = None,
+        name: str = "mean",
+        **options: Any,
+    ) -> Self:
+        """Draw raw and inferred means, of whatever model.
+
+        Parameters
+        ----------
+        raw, inferred : array-like of shape (n_groups,)
+            One number a group.
+        n_rows : array-like of shape (n_groups,)
+            Rows of each group.
+        labels : sequence of length n_groups, optional
+            Labels of the groups; None takes 0, 1, ...
+        overall : float, optional
+            Overall mean; None takes that of `raw`, weighted by rows.
+        name : str, default="mean"
+            What is averaged.
+        **options
+            Passed to :meth:`plot`: `ax`, `xlabel`, `ylabel`.
+
+        Returns
+        -------
+        display : ShrinkageDisplay
+
+        Raises
+        ------
+        ValueError
+            If the arguments differ in length, are not finite, or a group has no rows.
+        """
+        before, _ = finite_column(raw, "raw")
+        after, _ = finite_column(inferred, "inferred")
+        sizes, _ = finite_column(n_rows, "n_rows")
+        labels = list(range(len(before)) if labels is None else labels)
+        for values, argument in ((after, "inferred"), (sizes, "n_rows"), (labels, "labels")):
+            check_length(values, len(before), argument, "raw")
+        if (sizes < 1).any():
+            raise ValueError("n_rows has groups without rows; leave these groups out")
+        mean = float(np.average(before, weights=sizes)) if overall is None else float(overall)
+        display = cls(raw=before, inferred=after, n_rows=sizes, labels=labels, overall=mean, name=name)
+        return display.plot(**options)
+
+    def plot(self, ax: Axes | None = None, *, xlabel: str | None = None, ylabel: str | None = None) -> Self:
+        """Draw.
+
+        Parameters
+        ----------
+        ax : Axes, optional
+            Where to draw; None makes a new figure.
+        xlabel, ylabel : str, optional
+            Labels of the axes, with the unit; None says what is averaged.
+
+        Returns
+        -------
+        display : ShrinkageDisplay
+        """
+        ax = self._start(ax)
+        ax.axline((self.overall, self.overall), slope=1.0, color=DARK, linewidth=1.0, label="raw mean")
+        ax.axhline(self.overall, color=DARK, linewidth=1.0, linestyle="--", label="overall mean")
+        ax.quiver(
+            self.raw,
+            self.raw,
+            np.zeros_like(self.raw),
+            self.inferred - self.raw,
+            angles="xy",
+            scale_units="xy",
+            scale=1.0,
+            width=0.003,
+            color=GREY,
+            zorder=1,
+        )
+        ax.scatter(self.raw, self.inferred, s=self._areas(self.n_rows), **_POINT, zorder=2)
+        for size in dict.fromkeys(np.quantile(self.n_rows, [0.0, 0.5, 1.0], method="nearest")):
+            ax.scatter([], [], s=self._areas(size), **_POINT, label=_rows(size))
+        finish(ax, xlabel, ylabel, f"raw: {self.name}", f"inferred: {self.name}")
+        ax.legend(frameon=False)
+        return self
+
+    def _areas(self, n_rows: Any) -> Any:
+        return _SMALLEST + (_LARGEST - _SMALLEST) * n_rows / self.n_rows.max()
+
+
+_POINT: dict[str, Any] = {"facecolor": COLORS[0], "edgecolor": "white", "linewidth": 0.6, "alpha": 0.9}
+
+
+def _rows(size: float) -> str:
+    return f"{size:,.0f} {'row' if size == 1 else 'rows'}"
