@@ -72,6 +72,7 @@ def fit_linear_mixed_model(
     random: Sequence[int],
     segments: Segments,
     weights: Tensor | None = None,
+    n_rows: float | None = None,
 ) -> LinearMixedModel:
     """Fit by maximum likelihood.
 
@@ -87,6 +88,9 @@ def fit_linear_mixed_model(
         The group of each row.
     weights : Tensor of shape (N,), optional
         A row counts as so many; None counts each as one.
+    n_rows : float, optional
+        Number of rows that the noise is estimated from; None takes the sum of the weights, which makes them
+        counts. With the true number they are precisions, in units of that of the noise.
 
     Returns
     -------
@@ -99,7 +103,7 @@ def fit_linear_mixed_model(
         segments.sum(weighted[:, :, None] * f[:, None, :]),
         segments.sum(weighted * y[:, None]),
         (w * y) @ y,
-        float(w.sum()),
+        float(w.sum()) if n_rows is None else n_rows,
     )
     columns = torch.as_tensor(list(random), device=f.device)
     n_random = len(columns)

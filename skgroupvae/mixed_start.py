@@ -17,8 +17,8 @@ __all__ = ["start_at_mixed_model"]
 
 _MAX_ITERATIONS = 20
 _TOLERANCE = 1e-6
-# Of a working residual, on the scale of the predictor: a step of Newton's method goes no further.
-_MAX_STEP = 5.0
+# Of a working residual, on the scale of the predictor: guards against rows that tell nearly nothing.
+_MAX_STEP = 100.0
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,9 @@ def _penalized_quasi_likelihood(
 
 def _fit(y: Tensor, rows: _Rows, random: Tensor, weights: Tensor) -> LinearMixedModel:
     with torch.enable_grad():
-        return fit_linear_mixed_model(y, rows.design, random.tolist(), rows.segments, weights)
+        return fit_linear_mixed_model(
+            y, rows.design, random.tolist(), rows.segments, weights, float(rows.weights.sum())
+        )
 
 
 def _scaled(model: LinearMixedModel, factor: float, shift: float) -> LinearMixedModel:

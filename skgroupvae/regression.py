@@ -30,6 +30,7 @@ __all__ = ["FullNormal", "MixedModelEncoder", "RegressionDecoder", "RegressionNe
 # Draws of u behind one estimate of the ELBO.
 _ELBO_SAMPLES = 4
 _MAX_SCORE = 6.0
+_MAX_CORRECTION = 3.0
 # Of the learning rate. A step of Adam moves every weight of a layer at once: at the full rate, scales and
 # tails ran away within 50 steps on tables of some 1,000 rows (examples/choose_defaults.py).
 _NETWORK_RATE, _CURVE_RATE = 0.3, 0.1
@@ -90,6 +91,7 @@ class RegressionDecoder(nn.Module):
 
     random: Tensor
     penalty_centre: Tensor
+    bounds: Tensor
 
     def __init__(
         self,
@@ -107,6 +109,7 @@ class RegressionDecoder(nn.Module):
         self.fixed = nn.Parameter(torch.zeros(n_columns))
         self.raw_loadings = nn.Parameter(torch.eye(n_random))
         self.shape = nn.Parameter(torch.zeros(family.n_parameters - 1))
+        self.register_buffer("bounds", torch.tensor(family.max_departure), persistent=False)
         self.n_group_codes = n_group_codes
         self.network: nn.Sequential | None = None
         self.curves: nn.Sequential | None = None
@@ -125,13 +128,15 @@ class RegressionDecoder(nn.Module):
 
     def forward(self, design: Tensor, u: Tensor) -> Tensor:
         """Parameters of each row: design (N, P), its group's u (*, N, U) -> eta (*, N, n_parameters)."""
-        effects = torch.einsum("npu,...nu->...np", self.coefficients(design), u)
+        departure = torch.einsum("npu,...nu->...np", self.coefficients(design), u)
+        if self.network is not None:
+            columns = design[:, 1:].expand(*u.shape[:-1], -1)
+            departure = departure + self.network(torch.cat([columns, u], dim=-1))
+            # As it is near zero, and never beyond the bound.
+            rest = self.bounds * (departure[..., 1:] / self.bounds).tanh()
+            departure = torch.cat([departure[..., :1], rest], dim=-1)
         plain = torch.cat([(design @ self.fixed)[:, None], self.shape.expand(len(design), -1)], dim=-1)
-        eta = plain + effects
-        if self.network is None:
-            return eta
-        columns = design[:, 1:].expand(*u.shape[:-1], -1)
-        return eta + self.network(torch.cat([columns, u], dim=-1))
+        return plain + departure
 
     def coefficients(self, design: Tensor) -> Tensor:
         """Effect of the group codes on the parameters as far as it is linear in u: (N, n_parameters, U)."""
@@ -155,10 +160,8 @@ class RegressionDecoder(nn.Module):
         return self.penalty_weight * (self._weights() - self.penalty_centre).square().sum()
 
     def _weights(self) -> Tensor:
-        matrices = [
-            p.flatten() for net in (self.network, self.curves) if net for p in net.parameters() if p.ndim > 1
-        ]
-        return torch.cat(matrices) if matrices else self.fixed.new_zeros(0)
+        weights = [p.flatten() for net in (self.network, self.curves) if net for p in net.parameters()]
+        return torch.cat(weights) if weights else self.fixed.new_zeros(0)
 
     def rate_factors(self) -> list[tuple[nn.Parameter, float]]:
         """Parameters that learn at a rate of their own: what starts where it belongs moves slowly."""
@@ -216,7 +219,7 @@ class MixedModelEncoder(nn.Module):
         # The decoder follows the likelihood; through q it would learn to flatter the encoder.
         with torch.no_grad():
             eta = decoder(design, rows.new_zeros(len(rows), self.n_group_codes))
-            score, information = decoder.family.working(y, eta)
+            score, information = decoder.family.evidence(y, eta)
             slopes = decoder.coefficients(design)[:, : decoder.family.n_working]
             sums = (
                 (score[..., None] * slopes).sum(1),
@@ -242,8 +245,9 @@ class MixedModelEncoder(nn.Module):
         log_spread = ((sum_square + 1.0) / (size + 1.0)).log()
         spread = root.square().sum(-1).log()
         summaries = torch.cat([loc, spread, mean_v, log_spread, features, size.log()], dim=-1)
-        shift, log_stretch = self.group_network(summaries).chunk(2, dim=-1)
-        log_stretch = log_stretch.clamp(-5.0, 2.0)
+        # Bounded: evidence unlike any of the fit must not send u where nothing was learned.
+        correction = _MAX_CORRECTION * (self.group_network(summaries) / _MAX_CORRECTION).tanh()
+        shift, log_stretch = correction.chunk(2, dim=-1)
         loc = loc + (root @ shift[..., None])[..., 0]
         return FullNormal(loc, root * log_stretch.exp()[:, None, :], log_det + log_stretch.sum(-1))
 

@@ -30,7 +30,6 @@ from skgroupvae.validation import (
     check_labels_by_row,
     check_outcome,
     check_weights,
-    resolve_device,
     unchanged_on_error,
 )
 
@@ -52,9 +51,11 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
 
     Parameters
     ----------
-    family : {"gaussian", "bernoulli", "poisson", "ordinal"}, default="gaussian"
-        Distribution of the outcome. "gaussian" starts at normal errors of one scale and learns scale,
-        skewness and tails; "ordinal" has cumulative logits for numbers that are grades.
+    family : str, default="gaussian"
+        Distribution of the outcome: "gaussian", "student_t", "bernoulli", "poisson", "negative_binomial" or
+        "ordinal". "gaussian" starts at normal errors of one scale and learns scale,
+        skewness and tails; "ordinal" has cumulative logits for numbers that are grades. Binomial outcomes are
+        two rows of "bernoulli", 1 and 0, with the successes and failures as `sample_weight`.
     decoder : {"mlp", "linear"}, default="mlp"
         "linear" is the (generalised) linear mixed model alone; for the gaussian family by maximum likelihood.
     random_slopes : "auto", None or list of names or positions, default="auto"
@@ -64,8 +65,8 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         Group codes beside the random effects, which only the network sees.
     hidden_sizes : tuple of int, default=(32, 32)
         Widths of the hidden layers.
-    weight_penalty : float, default=5.0
-        Normal prior on the network's weights: nats that the sum of their squares costs.
+    weight_penalty : float, default=10.0
+        Normal prior on the network's weights: nats that the sum of squares of what they moved costs.
     max_epochs : int or "auto", default="auto"
         Passes over the groups; "auto" is 25 steps in all times the root of the number of groups, at least 200
         and at most 800.
@@ -95,13 +96,20 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         Coefficients of the linear mixed model that the fit starts at, in the units of X and of the (working)
         outcome, with standard errors and 95 % intervals of Wald's kind.
     variance_components_ : DataFrame
-        Standard deviations of that model's random effects and noise.
+        Standard deviations of that model's random effects and noise, with 95 % intervals from the observed
+        information about their logarithms.
     intraclass_correlation_ : float
-        Share of the variance between groups in that model, at the mean covariates.
+        Share of the variance between groups in that model, at the mean covariates; for a family without a
+        noise of its own, on the scale of the linear predictor (Nakagawa et al. 2017).
+    intraclass_correlation_interval_ : tuple of float
+        Its 95 % interval.
     mixed_model_log_likelihood_ : float
         Its log-likelihood, in nats.
     group_codes_ : DataFrame of shape (n_groups, U)
         Posterior mean of u by label; the first codes are the random effects, standardised.
+    is_mixed_model_ : bool
+        True where the fit stayed at the (generalised) linear mixed model: with decoder="linear", and with 40
+        groups or fewer where the network made groups held out no likelier (4 folds, by the ELBO).
     history_ : DataFrame
         One row an epoch; see :class:`GroupVAE`.
     classes_ : ndarray
@@ -166,7 +174,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         random_slopes: str | Sequence[Any] | None = "auto",
         n_extra_codes: int = 1,
         hidden_sizes: Sequence[int] = (32, 32),
-        weight_penalty: float = 5.0,
+        weight_penalty: float = 10.0,
         max_epochs: int | str = "auto",
         batch_size: int | str = "auto",
         learning_rate: float = 0.01,
@@ -241,14 +249,9 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
             self._random = self._random_columns(rows[:, 2:].numpy(), index)
             seed = int(check_random_state(self.random_state).randint(2**31 - 1))
             generator = torch.Generator().manual_seed(seed)
-            network = self._empty_network(generator)
-            self._start(network, rows, index, generator)
-            device = resolve_device(self.device)
-            self.network_ = network.to(device)
-            self.history_ = self._train(rows.float().to(device), index, generator)
-            self.n_iter_ = len(self.history_)
-            network.eval().requires_grad_(False).double()
-            self._set_evidence(Evidence.of_rows(network, rows.to(device), index))
+            self._fit_network(rows, index, generator)
+            device = self.network_.decoder.fixed.device
+            self._set_evidence(Evidence.of_rows(self.network_, rows.to(device), index))
         return self
 
     def update_groups(self, X: Any, y: ArrayLike, *, groups: ArrayLike | None = None) -> Self:

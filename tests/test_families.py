@@ -12,8 +12,10 @@ from scipy import integrate, stats
 from skgroupvae.families import (
     BernoulliFamily,
     GaussianFamily,
+    NegativeBinomialFamily,
     OrdinalFamily,
     PoissonFamily,
+    StudentTFamily,
 )
 
 DOUBLE = torch.float64
@@ -35,6 +37,7 @@ def ordinal():
 DISCRETE = [
     (BernoulliFamily(), eta_of(0.4), np.arange(2)),
     (PoissonFamily(), eta_of(1.3), np.arange(60)),
+    (NegativeBinomialFamily().double(), eta_of(1.3, 0.4), np.arange(400)),
     (ordinal(), eta_of(0.5, 0.2), np.arange(4)),
 ]
 ids = [type(family).__name__ for family, _, _ in DISCRETE]
@@ -122,6 +125,46 @@ def test_working_score_and_information_are_derivatives(family, eta, support):
             score, information = family.working(outcome, eta)
         assert float(score) == pytest.approx(float(gradient[0, 0]), abs=0.02)
         assert float(information) > 0
+
+
+def test_negative_binomial_is_that_of_scipy():
+    family, eta = NegativeBinomialFamily().double(), eta_of(1.3, 0.4)
+    mean, size = math.exp(1.3), math.exp(1.0 - 0.4)
+    y = torch.arange(20, dtype=DOUBLE)
+    theirs = stats.nbinom(size, size / (size + mean))
+    with torch.no_grad():
+        np.testing.assert_allclose(family.log_prob(y, eta.expand(20, -1)), theirs.logpmf(y), rtol=1e-9)
+        np.testing.assert_allclose(family.cdf(y, eta.expand(20, -1)), theirs.cdf(y), rtol=1e-9)
+
+
+def test_student_t_is_that_of_scipy():
+    family, eta = StudentTFamily().double(), eta_of(0.3, -0.2).expand(9, -1)
+    y = torch.linspace(-4.0, 4.0, 9, dtype=DOUBLE)
+    with torch.no_grad():
+        theirs = stats.t(float(family.df), 0.3, math.exp(-0.2))
+        np.testing.assert_allclose(family.log_prob(y, eta), theirs.logpdf(y), rtol=1e-9)
+        np.testing.assert_allclose(family.cdf(y, eta), theirs.cdf(y), rtol=1e-9)
+        np.testing.assert_allclose(family.quantile(family.cdf(y, eta), eta), y, atol=1e-6)
+        np.testing.assert_allclose(family.variance(eta), theirs.var(), rtol=1e-9)
+        score, information = family.working(y, eta)
+    parameters = eta.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(family.log_prob(y, parameters).sum(), parameters)
+    np.testing.assert_allclose(score, gradient, rtol=1e-9, atol=1e-12)
+    # The expected information is the mean square of the score.
+    grid = torch.linspace(-60.0, 60.0, 200_001, dtype=DOUBLE)
+    with torch.no_grad():
+        at = eta[:1].expand(len(grid), -1)
+        square = (family.working(grid, at)[0].square() * family.log_prob(grid, at).exp()[:, None]).sum(0)
+    np.testing.assert_allclose(square * (grid[1] - grid[0]), information[0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("family", [PoissonFamily(), NegativeBinomialFamily()])
+def test_one_step_of_counts_does_not_overshoot(family):
+    """A group with 7 times the counts of u = 0 is log 7 away; Newton's step says 6."""
+    eta = torch.zeros(50, family.n_parameters)
+    score, information = family.evidence(torch.full((50,), 7.0), eta)
+    step = float((score.sum() / information.sum()).detach())
+    assert step == pytest.approx(2.0 * 6.0 / 8.0, rel=1e-5)
 
 
 def test_gradients_are_finite_far_out():

@@ -209,11 +209,15 @@ def test_units_of_columns_and_outcome_do_not_change_the_fit(schools):
 # --- distribution
 
 
-@pytest.mark.parametrize("family", ["gaussian", "bernoulli", "poisson", "ordinal"])
+@pytest.mark.parametrize(
+    "family", ["gaussian", "student_t", "bernoulli", "poisson", "negative_binomial", "ordinal"]
+)
 def test_every_family_predicts_a_distribution(family, table):
     X, y, groups = table
     outcome = {
         "gaussian": y,
+        "student_t": y,
+        "negative_binomial": np.floor(np.exp(1.0 + 0.15 * (y - y.mean()))),
         "bernoulli": (y > np.median(y)).astype(float),
         "poisson": np.floor(np.exp(1.0 + 0.15 * (y - y.mean()))),
         "ordinal": np.digitize(y, np.quantile(y, [0.2, 0.5, 0.9])) * 2.0,
@@ -230,7 +234,7 @@ def test_every_family_predicts_a_distribution(family, table):
     density = model.score_samples(X, outcome, groups=groups)
     assert density.shape == (len(X),)
     assert np.isfinite(density).all()
-    if family != "gaussian":
+    if family not in ("gaussian", "student_t"):
         assert (density <= 0).all()
     # Outcomes drawn from the prediction: 600 uniform values, whose mean has an sd of 0.012 and, as rows of a
     # group share a draw of u, somewhat more.

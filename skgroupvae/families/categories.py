@@ -1,0 +1,137 @@
+"""Families of categories: two of them, or more in an order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid, softplus
+
+from skgroupvae.families.base import LOGISTIC_VARIANCE, Family
+
+__all__ = ["BernoulliFamily", "OrdinalFamily"]
+
+_EPS = 1e-6
+
+
+class BernoulliFamily(Family):
+    """0 or 1, logit link."""
+
+    def check_outcome(self, y: NDArray[np.float64]) -> None:
+        if not np.isin(y, (0.0, 1.0)).all():
+            raise ValueError("y must be 0 or 1 for family='bernoulli'; recode it, or choose another family")
+
+    def working_outcome(self, y: Tensor) -> Tensor:
+        # A straight line through the logit at the mean.
+        rate = y.mean().clamp(0.02, 0.98)
+        return (y - rate) / (rate * (1.0 - rate)) + torch.logit(rate)
+
+    def log_prob(self, y: Tensor, eta: Tensor) -> Tensor:
+        return logsigmoid(torch.where(y > 0.5, eta[..., 0], -eta[..., 0]))
+
+    def cdf(self, y: Tensor, eta: Tensor) -> Tensor:
+        return torch.where(y >= 1.0, 1.0, torch.sigmoid(-eta[..., 0])) * (y >= 0.0)
+
+    def mean(self, eta: Tensor) -> Tensor:
+        return torch.sigmoid(eta[..., 0])
+
+    def variance(self, eta: Tensor) -> Tensor:
+        rate = self.mean(eta)
+        return rate * (1.0 - rate)
+
+    def latent_variance(self, predictor: Tensor, between: Tensor) -> Tensor:
+        return torch.full_like(between, LOGISTIC_VARIANCE)
+
+    def quantile(self, p: Tensor, eta: Tensor) -> Tensor:
+        return (p > torch.sigmoid(-eta[..., 0])).to(eta.dtype)
+
+
+class OrdinalFamily(Family):
+    """Ordered categories, coded 0, 1, ..., K - 1: cumulative logits with cutpoints that are learned.
+
+    ``P(Y <= k) = logistic((cut_k - loc) / scale)``; the scale may depend on x and u.
+    """
+
+    n_parameters = 2
+    max_departure = (1.5,)
+
+    values: Tensor
+
+    def __init__(self, values: Sequence[float]) -> None:
+        super().__init__()
+        n_categories = len(values)
+        self.n_categories = n_categories
+        self.register_buffer("values", torch.as_tensor(values, dtype=torch.float32))
+        self.first_cut = nn.Parameter(torch.zeros(1))
+        self.raw_steps = nn.Parameter(torch.zeros(n_categories - 2))
+
+    @property
+    def cuts(self) -> Tensor:
+        return torch.cat([self.first_cut, self.first_cut + softplus(self.raw_steps).cumsum(0)])
+
+    def working_outcome(self, y: Tensor) -> Tensor:
+        # The logit of the middle rank of each category.
+        counts = torch.bincount(y.long(), minlength=self.n_categories).to(y.dtype)
+        middle = (counts.cumsum(0) - 0.5 * counts) / counts.sum()
+        return torch.logit(middle.clamp(1e-4, 1.0 - 1e-4))[y.long()]
+
+    @torch.no_grad()
+    def start(self, y: Tensor, predictor: Tensor, noise: float) -> tuple[float, float]:
+        factor = math.sqrt(LOGISTIC_VARIANCE) / noise
+        total = math.sqrt(1.0 + float(predictor.var()) / noise**2)
+        counts = torch.bincount(y.long(), minlength=self.n_categories).to(y.dtype)
+        below = (counts.cumsum(0)[:-1] / counts.sum()).clamp(1e-4, 1.0 - 1e-4)
+        cuts = torch.logit(below) * total
+        self.first_cut.copy_(cuts[:1])
+        self.raw_steps.copy_(torch.expm1(cuts.diff().clamp(min=1e-3)).log())
+        return factor, -factor * float(predictor.mean())
+
+    def _logits(self, eta: Tensor) -> Tensor:
+        """Of P(Y <= k) for k = 0..K-2: (*, K - 1)."""
+        loc, log_scale = eta.unbind(-1)
+        return (self.cuts.to(eta.dtype) - loc[..., None]) * (-log_scale.clamp(-4.0, 4.0)).exp()[..., None]
+
+    def log_prob(self, y: Tensor, eta: Tensor) -> Tensor:
+        logits = nn.functional.pad(self._logits(eta), (1, 1))
+        code = y.long()
+        low, high = (
+            torch.gather(logits, -1, at.expand(logits.shape[:-1])[..., None])[..., 0]
+            for at in (code, code + 1)
+        )
+        is_first, is_last = code == 0, code == self.n_categories - 1
+        gap = torch.where(is_first | is_last, torch.ones_like(low), high - low).clamp(min=_EPS)
+        # sigmoid(h) - sigmoid(l) = sigmoid(h) sigmoid(-l) (1 - exp(l - h))
+        value = torch.where(is_last, 0.0, logsigmoid(high)) + torch.where(is_first, 0.0, logsigmoid(-low))
+        return value + torch.where(is_first | is_last, 0.0, torch.log(-torch.expm1(-gap)))
+
+    def probabilities(self, eta: Tensor) -> Tensor:
+        """Of each category: (*, K)."""
+        below = torch.sigmoid(self._logits(eta))
+        return torch.diff(
+            nn.functional.pad(below, (0, 1), value=1.0), dim=-1, prepend=torch.zeros_like(below[..., :1])
+        )
+
+    def cdf(self, y: Tensor, eta: Tensor) -> Tensor:
+        below = nn.functional.pad(
+            nn.functional.pad(torch.sigmoid(self._logits(eta)), (0, 1), value=1.0), (1, 0)
+        )
+        at = (y.floor().clamp(-1, self.n_categories - 1) + 1).long().expand(below.shape[:-1])
+        return torch.gather(below, -1, at[..., None])[..., 0]
+
+    def mean(self, eta: Tensor) -> Tensor:
+        """Of the values of the categories, not of their codes."""
+        return self.probabilities(eta) @ self.values.to(eta.dtype)
+
+    def latent_variance(self, predictor: Tensor, between: Tensor) -> Tensor:
+        return torch.full_like(between, LOGISTIC_VARIANCE)
+
+    def variance(self, eta: Tensor) -> Tensor:
+        p, values = self.probabilities(eta), self.values.to(eta.dtype)
+        return p @ values.square() - (p @ values).square()
+
+    def quantile(self, p: Tensor, eta: Tensor) -> Tensor:
+        return (torch.sigmoid(self._logits(eta)) < p[..., None]).sum(-1).to(eta.dtype)
