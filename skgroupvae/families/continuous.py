@@ -45,11 +45,7 @@ class GaussianFamily(Family):
         return y
 
     def working(self, y: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:
-        # As for a normal with this mean and variance: what few outliers say stays bounded in its effect.
-        mean, variance = self.moments(eta)
-        square = ((y - mean).square() / variance).clamp(max=_MAX_SQUARE)
-        score = torch.stack([(y - mean) / variance, square - 1.0], dim=-1)
-        return score, torch.stack([1.0 / variance, torch.full_like(variance, 2.0)], dim=-1)
+        return _as_normal(y, *self.moments(eta))
 
     @staticmethod
     def _split(eta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -142,6 +138,10 @@ class StudentTFamily(Family):
         score = torch.stack([weight * z / scale, weight * z.square() - 1.0], dim=-1)
         return score, torch.stack([information, (2.0 * df / (df + 3.0)).expand_as(information)], dim=-1)
 
+    def evidence(self, y: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:
+        # At u = 0 all rows of a group far out would count as outliers.
+        return _as_normal(y, *self.moments(eta))
+
     def cdf(self, y: Tensor, eta: Tensor) -> Tensor:
         return by_scipy(special.stdtr, self.df, self._standardised(y, eta)[0])
 
@@ -155,3 +155,13 @@ class StudentTFamily(Family):
 
     def variance(self, eta: Tensor) -> Tensor:
         return (2.0 * eta[..., 1]).exp() * self.df / (self.df - 2.0)
+
+
+def _as_normal(y: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Score and information about location and log scale of a normal with this mean and variance.
+
+    What an outlier says of the scale stays bounded.
+    """
+    square = ((y - mean).square() / variance).clamp(max=_MAX_SQUARE)
+    score = torch.stack([(y - mean) / variance, square - 1.0], dim=-1)
+    return score, torch.stack([1.0 / variance, torch.full_like(variance, 2.0)], dim=-1)
