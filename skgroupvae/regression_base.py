@@ -20,6 +20,7 @@ from skgroupvae.design import Design
 from skgroupvae.evidence import Evidence
 from skgroupvae.families import FAMILIES, Family
 from skgroupvae.groups import GroupIndex
+from skgroupvae.html import FitHTMLMixin
 from skgroupvae.mixed_model import LinearMixedModel, fit_linear_mixed_model
 from skgroupvae.persistence import PersistenceMixin
 from skgroupvae.progress import progress_bar
@@ -42,7 +43,12 @@ _MAX_DOUBLE_ROWS = 20_000
 
 
 class GroupedRegressor(
-    PersistenceMixin, RegressorMixin, TransformerMixin, BaseEstimator, auto_wrap_output_keys=None
+    FitHTMLMixin,
+    PersistenceMixin,
+    RegressorMixin,
+    TransformerMixin,
+    BaseEstimator,
+    auto_wrap_output_keys=None,
 ):  # type: ignore[call-arg]
     """Base class; the subclass has the constructor and the public methods."""
 
