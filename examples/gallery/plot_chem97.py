@@ -69,7 +69,8 @@ print(f"difference {difference.mean():.3f}, standard error {difference.sem():.3f
 # Are the probabilities right?
 # ----------------------------
 # Sort the held-out students by the predicted probability of the top grade, in ten equal parts. In each part
-# the share who got it should be the mean probability.
+# the share who got it should be the mean probability. On the right, the mean probability of each grade beside
+# its share.
 figure, panels = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained")
 styles = {"ordinal": ("o", "#0072B2"), "normal over bins": ("s", "#E69F00")}
 for name, p in probabilities.items():
@@ -81,8 +82,6 @@ panels[0].axline((0, 0), slope=1, color="0.6", linewidth=1)
 panels[0].set(xlabel="predicted probability of the top grade", ylabel="share who got it", aspect="equal")
 panels[0].legend(frameon=False)
 
-# %%
-# And over all grades at once: the mean probability of each, against its share.
 share = np.bincount(taken, minlength=6) / len(taken)
 panels[1].bar(grades, share, width=1.6, color="0.85", label="held-out students")
 for name, p in probabilities.items():

@@ -15,6 +15,7 @@ a subject's rate?
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from scipy.optimize import curve_fit
 
 from skgroupvae import GroupVAE
 
@@ -48,7 +49,6 @@ print(f"noise: {model.noise_scale_.round(2)}, truth {noise}")
 # -----------------------------------
 # The usual way: least squares on each dose, averaged over the doses of a subject. Many late concentrations
 # are lost in noise, and a subject with one dose has little to average.
-from scipy.optimize import curve_fit  # noqa: E402
 
 
 def rate_of_dose(row):
@@ -70,7 +70,6 @@ print(f"90 % posterior intervals cover {inside.mean():.2f} of the subjects")
 
 # %%
 figure, panels = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained")
-order = np.argsort(log_rate)
 panels[0].plot(log_rate, alone, ".", color="#E69F00", label="least squares, each dose alone")
 panels[0].errorbar(
     log_rate, mean, 1.645 * sd, fmt=".", color="#0072B2", elinewidth=0.6, label="GroupVAE, 90 %"
@@ -79,7 +78,6 @@ panels[0].axline((-1.4, -1.4), slope=1, color="black", linewidth=0.8)
 panels[0].set(xlabel="true log rate", ylabel="estimate", ylim=(-3.4, 0.6))
 panels[0].legend(frameon=False, loc="upper left")
 
-grid = np.linspace(0, 12, 100)
 shown = np.flatnonzero(subject == np.flatnonzero(doses == 4)[0])
 fitted = model.reconstruct(X.iloc[shown], groups=subject[shown]).to_numpy()
 for k, row in enumerate(shown):
