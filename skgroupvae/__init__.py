@@ -3,6 +3,6 @@
 from skgroupvae.building import PUBLISHED_MODELS
 from skgroupvae.estimators import GroupVAE
 from skgroupvae.regressors import CxVAERegressor
+from skgroupvae.versions import __version__, show_versions
 
-__all__ = ["PUBLISHED_MODELS", "CxVAERegressor", "GroupVAE", "__version__"]
-__version__ = "0.1.0"
+__all__ = ["PUBLISHED_MODELS", "CxVAERegressor", "GroupVAE", "__version__", "show_versions"]

@@ -22,6 +22,7 @@ from skgroupvae.columns import centre_and_scale, split_group_column
 from skgroupvae.containers import check_container, like_input, wrap_codes
 from skgroupvae.evidence import Evidence
 from skgroupvae.groups import GroupIndex, Segments, iter_group_batches
+from skgroupvae.html import FitHTMLMixin
 from skgroupvae.network import GroupVAENetwork
 from skgroupvae.persistence import PersistenceMixin
 from skgroupvae.progress import progress_bar
@@ -44,7 +45,9 @@ _MAX_AUTO_INSTANCE_CODES = 10
 _CHUNK_GROUPS = 16_384
 
 
-class GroupedEstimator(PersistenceMixin, TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):  # type: ignore[call-arg]
+class GroupedEstimator(
+    FitHTMLMixin, PersistenceMixin, TransformerMixin, BaseEstimator, auto_wrap_output_keys=None
+):  # type: ignore[call-arg]
     """Base class: fits the network of the parameters that its subclass declares.
 
     The subclass has the constructor and the public methods; this class has what they share.

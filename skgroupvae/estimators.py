@@ -45,16 +45,15 @@ class GroupVAE(GroupedEstimator, auto_wrap_output_keys=None):  # type: ignore[ca
         Dimension U of the group code.
     n_instance_codes : int or None, default=None
         Dimension V of the instance code. None takes one a column of X, at most 10.
-    group_encoder : {"deepsets", "average", "product", "product_with_prior"}, factory or Module, \
-            default="deepsets"
-        How the rows of a group become q(u): a Deep Sets network (CxVAE), the average of the rows' normals
-        (Hosoya 2019), their product (Bouchacourt et al. 2018), or the product with the prior that eq. 1 of
-        the paper finds missing. A factory is called with the arguments of a class of
-        :data:`skgroupvae.building.GROUP_ENCODERS`; a Module is copied.
-    instance_encoder : {"conditional", "conditional_network", "unconditional"}, factory or Module, \
-            default="conditional"
+    group_encoder : str, factory or Module, default="deepsets"
+        How the rows of a group become q(u): "deepsets", a Deep Sets network (CxVAE); "average", the average
+        of the rows' normals (Hosoya 2019); "product", their product (Bouchacourt et al. 2018); or
+        "product_with_prior", with the prior that eq. 1 of the paper finds missing. A factory is called with
+        the arguments of a class of :data:`skgroupvae.building.GROUP_ENCODERS`; a Module is copied.
+    instance_encoder : str, factory or Module, default="conditional"
         q(v given x, u) or q(v given x). "conditional" starts from the posterior of the linearised decoder and
-        learns a correction; "conditional_network" is the paper's network on x and u side by side.
+        learns a correction; "conditional_network" is the paper's network on x and u side by side;
+        "unconditional" is a network on x alone.
     regularizer : {"context", "instance"}, factory, Module or None, default="context"
         Adversarial bound on the mutual information between a row's v and all other rows of its group (eq. 3),
         or one other row (eq. 2, Németh 2020).
@@ -111,7 +110,7 @@ class GroupVAE(GroupedEstimator, auto_wrap_output_keys=None):  # type: ignore[ca
         Posterior mean of u of each group of the fit, by label, in order of first appearance.
     group_codes_std_ : DataFrame of shape (n_groups, U)
         Posterior standard deviation of u.
-    noise_scale_ : ndarray of shape (n_features_in_,)
+    noise_scale_ : ndarray of shape (n_features,)
         Standard deviation of the noise, in the units of X.
     history_ : DataFrame
         One row an epoch, in nats per row of the standardised table: `loss`, `reconstruction`, `kl_u`,
@@ -123,7 +122,7 @@ class GroupVAE(GroupedEstimator, auto_wrap_output_keys=None):  # type: ignore[ca
         The fitted network, on standardised columns.
     n_features_in_ : int
         Number D of columns, without the group column.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         Names of these columns, where X had names.
 
     See Also

@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from skgroupvae.validation import resolve_device
 from skgroupvae.values import Writer, kind_of, read_value
+from skgroupvae.versions import __version__
 
 __all__ = ["PersistenceMixin"]
 
@@ -184,14 +185,12 @@ class PersistenceMixin:
 
     def _to_document(self) -> tuple[dict[str, Any], dict[str, NDArray], dict[str, Any]]:
         """The estimator as JSON and tensors, and the parameters that only the caller of `load` has."""
-        import skgroupvae
-
         state, tensors = self._get_state()
         write, parameters = Writer(tensors), self.get_params(deep=False)
         custom = {k: value for k, value in parameters.items() if kind_of(value) is None and callable(value)}
         document = {
             "format": _FORMAT,
-            "version": skgroupvae.__version__,
+            "version": __version__,
             "class": type(self).__name__,
             "parameters": {k: write(value, k) for k, value in parameters.items() if k not in custom},
             "custom": {k: _described(value) for k, value in custom.items()},

@@ -19,6 +19,7 @@ from skgroupvae.columns import centre_and_scale, split_group_column
 from skgroupvae.evidence import Evidence
 from skgroupvae.families import FAMILIES, Family
 from skgroupvae.groups import GroupIndex
+from skgroupvae.html import FitHTMLMixin
 from skgroupvae.mixed_model import LinearMixedModel
 from skgroupvae.mixed_start import start_at_mixed_model
 from skgroupvae.mixed_tables import MixedModelTables
@@ -52,7 +53,12 @@ _MAX_DOUBLE_ROWS = 20_000
 
 
 class GroupedRegressor(
-    PersistenceMixin, RegressorMixin, TransformerMixin, BaseEstimator, auto_wrap_output_keys=None
+    FitHTMLMixin,
+    PersistenceMixin,
+    RegressorMixin,
+    TransformerMixin,
+    BaseEstimator,
+    auto_wrap_output_keys=None,
 ):  # type: ignore[call-arg]
     """Base class; the subclass has the constructor and the public methods."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from skgroupvae.groups import GroupIndex, Segments, iter_group_batches
 from skgroupvae.network import ElboTerms, TrainableNetwork
+from skgroupvae.progress import Progress, no_progress
 
 __all__ = ["HISTORY_TERMS", "TrainingSettings", "fit_network", "history_table", "resolve_schedule"]
 
@@ -72,7 +73,7 @@ def fit_network(
     train_groups: NDArray[np.intp],
     validation_groups: NDArray[np.intp],
     generator: torch.Generator,
-    progress: Callable[[range], Iterator[int]] = iter,
+    progress: Progress = no_progress,
 ) -> list[dict[str, float]]:
     """Fit the network in place.
 
@@ -91,7 +92,7 @@ def fit_network(
     generator : torch.Generator
         Source of every draw.
     progress : callable
-        Wraps the range of epochs in a progress bar.
+        Wraps the range of epochs in a progress bar, which reads the history; see ``progress.progress_bar``.
 
     Returns
     -------
@@ -100,7 +101,7 @@ def fit_network(
     """
     trainer = _Trainer(network, x, index, settings, train_groups, validation_groups, generator)
     try:
-        for _ in progress(range(settings.max_epochs)):
+        for _ in progress(range(settings.max_epochs), trainer.history):
             trainer.run_epoch()
             if trainer.should_stop():
                 break

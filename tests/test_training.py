@@ -13,6 +13,7 @@ import torch
 from skgroupvae import GroupVAE, training
 from skgroupvae.building import NetworkSpec, build_network
 from skgroupvae.groups import GroupIndex, iter_group_batches
+from skgroupvae.progress import no_progress
 from skgroupvae.training import TrainingSettings, fit_network, resolve_schedule
 
 # In nats per row, as documented at GroupVAE.history_.
@@ -44,7 +45,7 @@ def problem():
     return network, x, GroupIndex.from_labels(groups)
 
 
-def fit(problem, validation=(), seed=3, progress=iter, **changes) -> list[dict[str, float]]:
+def fit(problem, validation=(), seed=3, progress=no_progress, **changes) -> list[dict[str, float]]:
     network, x, index = problem
     validation = np.array(validation, dtype=np.intp)
     return fit_network(
@@ -283,15 +284,15 @@ def test_a_limit_of_rows_may_cut_every_epoch_into_other_batches(problem, monkeyp
 
 
 def test_progress_sees_every_epoch(problem):
-    epochs = []
+    seen = []
 
-    def progress(numbers):
+    def progress(numbers, history):
         for number in numbers:
-            epochs.append(number)
             yield number
+            seen.append((number, len(history), "loss" in history[-1]))
 
     fit(problem, progress=progress)
-    assert epochs == [0, 1, 2]
+    assert seen == [(0, 1, True), (1, 2, True), (2, 3, True)]
 
 
 def test_given_schedule_is_kept():
