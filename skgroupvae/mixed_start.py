@@ -17,6 +17,9 @@ __all__ = ["start_at_mixed_model"]
 
 _MAX_ITERATIONS = 20
 _TOLERANCE = 1e-6
+# Where most rows tell next to nothing about the predictor the groups are nearly separated, and the estimates
+# on their way to infinity.
+_LITTLE, _MOST = 0.01, 0.5
 # Of a working residual, on the scale of the predictor: guards against rows that tell nearly nothing.
 _MAX_STEP = 100.0
 
@@ -84,6 +87,8 @@ def _penalized_quasi_likelihood(
         predictor = rows.design @ model.fixed + (rows.design[:, random] * effects).sum(-1)
         eta = torch.cat([predictor[:, None], shape.expand(len(predictor), -1)], dim=-1)
         score, information = (part[:, 0] for part in family.working(rows.y, eta))
+        if float((information < _LITTLE).double().mean()) > _MOST:
+            return best
         working = predictor + (score / information).clamp(-_MAX_STEP, _MAX_STEP)
         before, model = model.fixed, _fit(working, rows, random, rows.weights * information)
         if not bool(torch.isfinite(model.fixed).all()):

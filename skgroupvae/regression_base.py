@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from skgroupvae import prediction
-from skgroupvae.columns import centre_and_scale, split_group_column
+from skgroupvae.columns import centre_and_scale, some, split_group_column
 from skgroupvae.evidence import Evidence
 from skgroupvae.families import FAMILIES, Family
 from skgroupvae.groups import GroupIndex
@@ -320,6 +321,7 @@ class GroupedRegressor(
     ) -> Iterator[tuple[Family, torch.Tensor, torch.Tensor]]:
         """Some rows at a time: (family, outcomes of the network, their eta (S, n, n_parameters))."""
         rows, labels = self._read(X, y, groups)
+        _warn_of_idle_context(context, labels)
         if labels is None:
             q_u, position = self._prior(), np.zeros(len(rows), dtype=np.intp)
         else:
@@ -338,6 +340,20 @@ class GroupedRegressor(
             part = slice(start, start + size)
             u = draws[:, torch.from_numpy(position[part]).to(draws.device)]
             yield decoder.family, rows[part, 0], decoder(rows[part, 2:], u)
+
+
+def _warn_of_idle_context(context: Any, labels: Any) -> None:
+    """Context of groups that no row asks about changes nothing, and may be a misspelt label."""
+    if not isinstance(context, (tuple, list)) or len(context) != 3 or context[2] is None:
+        return
+    given = pd.Index(np.asarray(context[2]), tupleize_cols=False).unique()
+    idle = given if labels is None else given.difference(pd.Index(np.asarray(labels), tupleize_cols=False))
+    if len(idle):
+        warnings.warn(
+            f"context has groups {some(list(idle))} that no row of X belongs to; they are ignored",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 @torch.no_grad()

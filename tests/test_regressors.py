@@ -161,6 +161,37 @@ def test_context_adds_to_what_is_known(fitted, table):
     assert after.mean() < before.mean()
 
 
+@pytest.mark.parametrize("groups", [["s1", "s2"], None])
+def test_context_of_other_groups_is_ignored_with_a_warning(groups, fitted, table):
+    X, y, _ = table
+    context = (X[:2], y[:2], ["elsewhere"] * 2)
+    with pytest.warns(UserWarning, match=r"context has groups \['elsewhere'\].*ignored"):
+        mean = fitted.predict(X[:2], groups=groups, context=context)
+    np.testing.assert_array_equal(mean, fitted.predict(X[:2], groups=groups))
+
+
+def test_few_groups_keep_the_mixed_model_where_the_network_does_not_pay(schools, monkeypatch):
+    """A world that is linear, and 12 schools of it."""
+    monkeypatch.setattr("skgroupvae.regression_base._FEW_GROUPS", 40)
+    few = schools[schools["school"].isin([f"s{i}" for i in range(12)])]
+    X, y, groups = few[["x"]], few["y"], few["school"]
+    model = CxVAERegressor(max_epochs=20, random_state=0).fit(X, y, groups=groups)
+    assert model.is_mixed_model_
+    linear = CxVAERegressor(decoder="linear", random_state=0).fit(X, y, groups=groups)
+    np.testing.assert_allclose(model.predict(X, groups=groups), linear.predict(X, groups=groups), rtol=1e-6)
+
+
+def test_few_groups_keep_a_network_that_pays(monkeypatch):
+    """Curves of 30 groups that no straight line is near: the gain is 0.5 nats a row and more."""
+    monkeypatch.setattr("skgroupvae.regression_base._FEW_GROUPS", 40)
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(30), 30)
+    x = rng.uniform(-2.0, 2.0, (900, 1))
+    y = np.sin(2.0 * x[:, 0]) * (2.0 + rng.normal(size=30)[groups]) + 0.3 * rng.normal(size=900)
+    model = CxVAERegressor(max_epochs=20, random_state=0).fit(x, y, groups=groups)
+    assert not model.is_mixed_model_
+
+
 def test_update_groups_equals_all_rows_at_once(table):
     X, y, groups = table
     model = quick().fit(X, y, groups=groups)
