@@ -25,12 +25,15 @@ class Design:
         Name of each column of the design, ``sex[M]`` for a category; the first is ``Intercept``.
     categories : dict
         Categories of each column of X that is not numeric, by its position; the first has no indicator.
+    indicators : list of int
+        Columns of the design that are indicators of a category.
     centre, scale : ndarray of shape (P,)
         What standardised each column; 0 and 1 for the constant.
     """
 
     names: list[str] = field(default_factory=list)
     categories: dict[int, list[Any]] = field(default_factory=dict)
+    indicators: list[int] = field(default_factory=list)
     centre: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     scale: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
@@ -45,7 +48,9 @@ class Design:
             else:
                 levels = sorted(column.dropna().unique().tolist(), key=str)
                 design.categories[position] = levels
+                start = len(design.names)
                 design.names += [f"{name}[{level}]" for level in levels[1:]]
+                design.indicators += range(start, len(design.names))
         design.centre, design.scale = centre_and_scale(design._columns(frame))
         design.centre[0] = 0.0
         return design
@@ -53,6 +58,13 @@ class Design:
     def transform(self, X: Any) -> NDArray[np.float64]:
         """Standardised columns (N, P) of a table like the one of the fit."""
         return (self._columns(_frame(X)) - self.centre) / self.scale
+
+    def contrast(self, column: int, values: Any, step: float) -> tuple[tuple[Any, Any], float]:
+        """Two settings of a column and their distance in units: a category off and on, a step each way."""
+        if column in self.indicators:
+            centre, scale = self.centre[column], self.scale[column]
+            return (-centre / scale, (1.0 - centre) / scale), 1.0
+        return (values - step, values + step), 2.0 * step * float(self.scale[column])
 
     def column_of(self, names: Any) -> list[int]:
         """Columns of the design that belong to these columns of X, by name or position."""

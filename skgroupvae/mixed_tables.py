@@ -15,10 +15,18 @@ from skgroupvae.design import Design
 from skgroupvae.families import Family
 from skgroupvae.mixed_model import LinearMixedModel
 
-__all__ = ["MixedModelTables"]
+__all__ = ["MixedModelTables", "estimate_table"]
 
 # Of a standard normal: intervals of 95 %.
 _Z = 1.959964
+
+
+def estimate_table(
+    estimate: NDArray[np.float64], error: NDArray[np.float64], names: Sequence[str]
+) -> pd.DataFrame:
+    """Estimates with standard errors and Wald intervals of 95 %."""
+    bounds = {"lower": estimate - _Z * error, "upper": estimate + _Z * error}
+    return pd.DataFrame({"estimate": estimate, "std_error": error} | bounds, index=list(names))
 
 
 class MixedModelTables:
@@ -60,8 +68,7 @@ class MixedModelTables:
         estimate[0] += self.centre
         covariance = self.to_units @ self.model.fixed_covariance.numpy() @ self.to_units.T
         error = np.sqrt(covariance.diagonal().clip(min=0.0)) * self.scale
-        bounds = {"lower": estimate - _Z * error, "upper": estimate + _Z * error}
-        return pd.DataFrame({"estimate": estimate, "std_error": error} | bounds, index=self.names)
+        return estimate_table(estimate, error, self.names)
 
     def variance_components(self) -> pd.DataFrame:
         """Standard deviations, with intervals from the observed information about their logarithms.

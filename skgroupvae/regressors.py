@@ -95,6 +95,11 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
     fixed_effects_ : DataFrame
         Coefficients of the linear mixed model that the fit starts at, in the units of X and of the (working)
         outcome, with standard errors and 95 % intervals of Wald's kind.
+    marginal_effects_ : DataFrame
+        Average marginal effects: what a unit more of each covariate, or its category instead of the first,
+        adds to the expected outcome on average over the rows of the fit (2,000 of them at most), network
+        included. The standard errors are those of `fixed_effects_`, carried to the expected outcome by the
+        delta method; that the network was learned adds nothing to them.
     variance_components_ : DataFrame
         Standard deviations of that model's random effects and noise, with 95 % intervals from the observed
         information about their logarithms.
@@ -252,6 +257,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
             self._fit_network(rows, index, generator)
             device = self.network_.decoder.fixed.device
             self._set_evidence(Evidence.of_rows(self.network_, rows.to(device), index))
+            self.marginal_effects_ = self._marginal_effects(rows.to(device), index)
         return self
 
     def update_groups(self, X: Any, y: ArrayLike, *, groups: ArrayLike | None = None) -> Self:

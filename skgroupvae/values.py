@@ -200,7 +200,7 @@ _KINDS: Mapping[str, _Kind] = MappingProxyType(
         ),
         "index": _Kind(pd.Index, _index_parts, _index),
         "frame": _Kind(pd.DataFrame, _frame_parts, _frame),
-        "design": _Kind(Design, lambda x: [x.names, x.categories, x.centre, x.scale], Design),
+        "design": _Kind(Design, lambda x: [x.names, x.categories, x.indicators, x.centre, x.scale], Design),
         "evidence": _Kind(Evidence, lambda x: [x.labels, x.totals, x.sizes], Evidence),
         "random_state": _Kind(np.random.RandomState, lambda x: x.get_state(legacy=True), _random_state),
     }

@@ -67,6 +67,22 @@ def test_linear_decoder_is_the_mixed_model_of_statsmodels(linear, schools):
     assert np.corrcoef(linear.group_effects_["x"], blups["x"])[0, 1] > 0.999
 
 
+def test_marginal_effects_of_the_linear_model_are_its_coefficients(linear):
+    columns = ["x", "sex[M]"]
+    np.testing.assert_allclose(
+        linear.marginal_effects_.loc[columns], linear.fixed_effects_.loc[columns], rtol=1e-6, atol=0.02
+    )  # the mean of the random slopes of these 30 groups is not exactly 0
+
+
+def test_marginal_effects_are_on_the_scale_of_the_outcome(table):
+    X, _, groups = table
+    outcome = (X["x"] + np.random.default_rng(0).logistic(size=len(X)) > 3.0).astype(float)
+    model = quick(family="bernoulli", decoder="linear", random_slopes=None).fit(X, outcome, groups=groups)
+    moved = [model.predict(X.assign(x=X["x"] + step), groups=groups).mean() for step in (-0.2, 0.2)]
+    # 2,000 rows would be used, so all of them; 16 draws of u against 64.
+    assert model.marginal_effects_.loc["x", "estimate"] == pytest.approx(np.diff(moved)[0] / 0.4, rel=0.02)
+
+
 def test_pit_is_that_of_the_normal_posterior(linear, table):
     X, y, groups = table
     mean, std = linear.predict(X, groups=groups, return_std=True)
