@@ -218,19 +218,22 @@ class GroupedRegressor(
         """
         check_is_fitted(self)
         sizes = self._evidence.sizes
+        lower, upper = self.intraclass_correlation_interval_
         head = {
             "Family": self.family,
-            "Decoder": self.decoder,
+            "Decoder": "mixed model" if self.is_mixed_model_ else "mixed model and network",
             "Rows": f"{sizes.sum():,}",
             "Groups": f"{len(sizes):,} of {sizes.min()} to {sizes.max()} rows",
             "Log-likelihood of the mixed model": f"{self.mixed_model_log_likelihood_:.3f}",
-            "Intraclass correlation": f"{self.intraclass_correlation_:.3f}",
+            "Intraclass correlation": f"{self.intraclass_correlation_:.3f} ({lower:.3f} to {upper:.3f})",
         }
         lines = [f"{name + ':':36s}{value}" for name, value in head.items()]
         tables = {
             "Fixed effects (Wald intervals, 95 %)": self.fixed_effects_,
-            "Variance components": self.variance_components_,
+            "Variance components (intervals of 95 %)": self.variance_components_,
         }
+        if not self.is_mixed_model_ or self.family != "gaussian":
+            tables["Average marginal effects"] = self.marginal_effects_
         for title, table in tables.items():
             lines += ["", title, table.to_string(float_format=lambda x: f"{x:.4f}")]
         return "\n".join(lines)
