@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from skgroupvae.curves import leading_curves
 from skgroupvae.families import Family
@@ -130,8 +131,11 @@ class RegressionDecoder(nn.Module):
         """Parameters of each row: design (N, P), its group's u (*, N, U) -> eta (*, N, n_parameters)."""
         departure = torch.einsum("npu,...nu->...np", self.coefficients(design), u)
         if self.network is not None:
-            columns = design[:, 1:].expand(*u.shape[:-1], -1)
-            departure = departure + self.network(torch.cat([columns, u], dim=-1))
+            # What the covariates add to the first layer is the same for every draw of u.
+            first: Any = self.network[0]
+            of_x, of_u = first.weight.split([design.shape[1] - 1, self.n_group_codes], dim=1)
+            hidden = linear(design[:, 1:], of_x, first.bias) + linear(u, of_u)
+            departure = departure + self.network[1:](hidden)
             # As it is near zero, and never beyond the bound.
             rest = self.bounds * (departure[..., 1:] / self.bounds).tanh()
             departure = torch.cat([departure[..., :1], rest], dim=-1)
@@ -141,11 +145,11 @@ class RegressionDecoder(nn.Module):
     def coefficients(self, design: Tensor) -> Tensor:
         """Effect of the group codes on the parameters as far as it is linear in u: (N, n_parameters, U)."""
         n_random, n_parameters = len(self.random), self.family.n_parameters
-        linear = design[:, self.random] @ self.loadings
-        linear = nn.functional.pad(linear[:, None], (0, self.n_group_codes - n_random, 0, n_parameters - 1))
+        effects = design[:, self.random] @ self.loadings
+        effects = nn.functional.pad(effects[:, None], (0, self.n_group_codes - n_random, 0, n_parameters - 1))
         if self.curves is None:
-            return linear
-        return linear + self.curves(design[:, 1:]).unflatten(-1, (n_parameters, self.n_group_codes))
+            return effects
+        return effects + self.curves(design[:, 1:]).unflatten(-1, (n_parameters, self.n_group_codes))
 
     def set_penalty(self, weight: float) -> None:
         """From now on a normal prior of this weight, in nats a row, holds the networks where they are.

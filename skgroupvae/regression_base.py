@@ -23,7 +23,7 @@ from skgroupvae.groups import GroupIndex
 from skgroupvae.html import FitHTMLMixin
 from skgroupvae.mixed_model import LinearMixedModel
 from skgroupvae.mixed_start import start_at_mixed_model
-from skgroupvae.mixed_tables import MixedModelTables, estimate_table
+from skgroupvae.mixed_tables import MixedModelTables
 from skgroupvae.persistence import PersistenceMixin
 from skgroupvae.progress import progress_bar
 from skgroupvae.regression import FullNormal, MixedModelEncoder, RegressionDecoder, RegressionNetwork
@@ -45,8 +45,6 @@ _AUTO_STEPS_PER_ROOT = 25
 # With so few groups a network is kept only if it pays on groups held out, each in one of so many folds.
 _FEW_GROUPS, _FOLDS = 40, 4
 _BOUND_REPEATS = 8
-# Rows, draws of u and step (in standard deviations) of the average marginal effects.
-_MARGINAL_ROWS, _MARGINAL_DRAWS, _NUDGE = 2_000, 16, 0.1
 # Random slopes that "auto" takes at most.
 _MAX_AUTO_SLOPES = 5
 # Draws of u times rows that a chunk of predictions holds at most: what fits a cache is quickest.
@@ -258,32 +256,6 @@ class GroupedRegressor(
             table[name] = effect.mean(0).cpu().numpy()
             table[f"{name} sd"] = effect.std(0, correction=0).cpu().numpy()
         return pd.DataFrame(table | {"n_rows": evidence.sizes}, index=evidence.labels)
-
-    @torch.no_grad()
-    def _marginal_effects(self, rows: torch.Tensor, index: GroupIndex) -> pd.DataFrame:
-        """Average change of the expected outcome with each column, in units."""
-        step = max(1, len(rows) // _MARGINAL_ROWS)
-        weights, design = rows[::step, 1], rows[::step, 2:]
-        draws = prediction.draws_of(self._evidence.posterior(self.network_), _MARGINAL_DRAWS)
-        u = draws[:, torch.from_numpy(index.codes[::step]).to(draws.device)]
-        family, decoder = self.network_.decoder.family, self.network_.decoder
-
-        def average(low: torch.Tensor, high: torch.Tensor) -> float:
-            change = (family.mean(high) - family.mean(low)).mean(0)
-            return float((weights * change).sum() / weights.sum()) * self._scale
-
-        eta = decoder(design, u)
-        nudge = torch.zeros_like(eta)
-        nudge[..., 0] = _NUDGE
-        slope = average(eta - nudge, eta + nudge) / (2.0 * _NUDGE * self._scale)
-        estimates = []
-        for column in range(1, design.shape[1]):
-            low, high = design.clone(), design.clone()
-            bounds, width = self._design.contrast(column, design[:, column], _NUDGE)
-            low[:, column], high[:, column] = bounds
-            estimates.append(average(decoder(low, u), decoder(high, u)) / width)
-        error = self.fixed_effects_["std_error"].to_numpy()[1:] * abs(slope)
-        return estimate_table(np.array(estimates), error, self._design.names[1:])
 
     def _mean_at(self, design: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         """Mean outcome (S, G) of one row of the design in each group."""

@@ -22,6 +22,7 @@ from skgroupvae.design import Design
 from skgroupvae.evidence import Evidence
 from skgroupvae.families import FAMILIES
 from skgroupvae.groups import GroupIndex
+from skgroupvae.marginal import marginal_effects
 from skgroupvae.regression import FullNormal
 from skgroupvae.regression_base import GroupedRegressor
 from skgroupvae.validation import (
@@ -257,7 +258,15 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
             self._fit_network(rows, index, generator)
             device = self.network_.decoder.fixed.device
             self._set_evidence(Evidence.of_rows(self.network_, rows.to(device), index))
-            self.marginal_effects_ = self._marginal_effects(rows.to(device), index)
+            self.marginal_effects_ = marginal_effects(
+                self.network_,
+                self._design,
+                rows.to(device),
+                index.codes,
+                self._evidence.posterior(self.network_),
+                self._scale,
+                self.fixed_effects_["std_error"].to_numpy()[1:],
+            )
         return self
 
     def update_groups(self, X: Any, y: ArrayLike, *, groups: ArrayLike | None = None) -> Self:

@@ -21,6 +21,7 @@ TIERS = (
     {"base", "regression_base"},
     {"validation", "containers", "persistence", "html"},
     {"values"},
+    {"marginal"},
     {"mixed_tables"},
     {"design"},
     {"columns"},
