@@ -19,7 +19,7 @@ from torch import Tensor
 
 from skgroupvae.groups import Segments
 
-__all__ = ["LinearMixedModel", "fit_linear_mixed_model"]
+__all__ = ["LinearMixedModel", "fit_linear_mixed_model", "lower_triangle"]
 
 _MAX_ITERATIONS = 300
 
@@ -117,8 +117,7 @@ def fit_linear_mixed_model(
 
     def ratio(theta: Tensor) -> Tensor:
         """Loadings over the noise, (Q, Q)."""
-        matrix = torch.zeros(n_random, n_random, dtype=torch.float64, device=f.device)
-        return matrix.index_put((rows, cols), theta)
+        return lower_triangle(theta, n_random)
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -149,6 +148,12 @@ def fit_linear_mixed_model(
         effects,
         torch.linalg.pinv(information, hermitian=True),
     )
+
+
+def lower_triangle(entries: Tensor, size: int) -> Tensor:
+    """Matrix (size, size) of the entries of its lower triangle by rows."""
+    rows, cols = torch.tril_indices(size, size, device=entries.device)
+    return entries.new_zeros(size, size).index_put((rows, cols), entries)
 
 
 def _effects(moments: _Moments, columns: Tensor, ratio: Tensor, fixed: Tensor) -> Tensor:

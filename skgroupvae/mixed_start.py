@@ -81,22 +81,21 @@ def _penalized_quasi_likelihood(
     model: LinearMixedModel, rows: _Rows, random: Tensor, family: Family, shape: Tensor
 ) -> LinearMixedModel:
     """Linear mixed models of a working outcome until they agree (Breslow and Clayton 1993)."""
-    best = model
     for _ in range(_MAX_ITERATIONS):
         effects = rows.segments.expand(model.effects)
         predictor = rows.design @ model.fixed + (rows.design[:, random] * effects).sum(-1)
         eta = torch.cat([predictor[:, None], shape.expand(len(predictor), -1)], dim=-1)
         score, information = (part[:, 0] for part in family.working(rows.y, eta))
         if float((information < _LITTLE).double().mean()) > _MOST:
-            return best
-        working = predictor + (score / information).clamp(-_MAX_STEP, _MAX_STEP)
-        before, model = model.fixed, _fit(working, rows, random, rows.weights * information)
-        if not bool(torch.isfinite(model.fixed).all()):
-            return best
-        best = model
-        if float((model.fixed - before).abs().max()) < _TOLERANCE:
             break
-    return best
+        working = predictor + (score / information).clamp(-_MAX_STEP, _MAX_STEP)
+        before, after = model, _fit(working, rows, random, rows.weights * information)
+        if not bool(torch.isfinite(after.fixed).all()):
+            break
+        model = after
+        if float((after.fixed - before.fixed).abs().max()) < _TOLERANCE:
+            break
+    return model
 
 
 def _fit(y: Tensor, rows: _Rows, random: Tensor, weights: Tensor) -> LinearMixedModel:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from skgroupvae.design import Design
 from skgroupvae.families import Family
-from skgroupvae.mixed_model import LinearMixedModel
+from skgroupvae.mixed_model import LinearMixedModel, lower_triangle
 
 __all__ = ["MixedModelTables", "estimate_table"]
 
@@ -95,10 +95,7 @@ class MixedModelTables:
     def _loadings(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Lambda and sigma from the parameters that `theta_covariance` is about."""
         noise = parameters[-1].exp()
-        n_random = len(self.random)
-        rows, cols = torch.tril_indices(n_random, n_random)
-        ratio = parameters.new_zeros(n_random, n_random).index_put((rows, cols), parameters[:-1])
-        return ratio * noise, noise
+        return lower_triangle(parameters[:-1], len(self.random)) * noise, noise
 
     def _variances(self, parameters: Tensor) -> Tensor:
         """Of each random effect in units, then of the noise."""

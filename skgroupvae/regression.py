@@ -127,9 +127,14 @@ class RegressionDecoder(nn.Module):
         """Lower triangle Lambda (Q, Q)."""
         return self.raw_loadings.tril()
 
-    def forward(self, design: Tensor, u: Tensor) -> Tensor:
-        """Parameters of each row: design (N, P), its group's u (*, N, U) -> eta (*, N, n_parameters)."""
-        departure = torch.einsum("npu,...nu->...np", self.coefficients(design), u)
+    def forward(self, design: Tensor, u: Tensor, coefficients: Tensor | None = None) -> Tensor:
+        """Parameters of each row: design (N, P), its group's u (*, N, U) -> eta (*, N, n_parameters).
+
+        `coefficients` are those of these rows, where the caller has them.
+        """
+        if coefficients is None:
+            coefficients = self.coefficients(design)
+        departure = torch.einsum("npu,...nu->...np", coefficients, u)
         if self.network is not None:
             # What the covariates add to the first layer is the same for every draw of u.
             first: Any = self.network[0]
@@ -222,16 +227,18 @@ class MixedModelEncoder(nn.Module):
         y, weights, design = rows[:, 0], rows[:, 1:2], rows[:, 2:]
         # The decoder follows the likelihood; through q it would learn to flatter the encoder.
         with torch.no_grad():
-            eta = decoder(design, rows.new_zeros(len(rows), self.n_group_codes))
+            coefficients = decoder.coefficients(design)
+            eta = decoder(design, rows.new_zeros(len(rows), self.n_group_codes), coefficients)
             score, information = decoder.family.evidence(y, eta)
-            slopes = decoder.coefficients(design)[:, : decoder.family.n_working]
+            slopes = coefficients[:, : decoder.family.n_working]
             sums = (
                 (score[..., None] * slopes).sum(1),
                 ((information[..., None] * slopes).mT @ slopes).flatten(1),
             )
-            v = decoder.family.normal_score(y, eta)[0].clamp(-_MAX_SCORE, _MAX_SCORE)[:, None]
         parts = [torch.ones_like(weights), *sums]
         if self.row_network is not None:
+            with torch.no_grad():
+                v = decoder.family.normal_score(y, eta)[0].clamp(-_MAX_SCORE, _MAX_SCORE)[:, None]
             parts += [v, v.square(), self.row_network(torch.cat([v, design[:, 1:]], dim=-1))]
         return weights * torch.cat(parts, dim=-1)
 

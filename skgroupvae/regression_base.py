@@ -201,11 +201,13 @@ class GroupedRegressor(
         )
         return history_table(history)
 
-    def _set_evidence(self, evidence: Evidence) -> None:
+    def _set_evidence(self, evidence: Evidence) -> FullNormal:
+        """Take on what is known of the groups; returns their posterior."""
         self._evidence = evidence
         q_u = evidence.posterior(self.network_)
         self.group_codes_, self.group_codes_std_ = evidence.code_tables(q_u)
         self.group_effects_ = self._effects_of(q_u, evidence)
+        return q_u
 
     def summary(self) -> str:
         """Table of the mixed model that the fit starts at, and of the fit, to print.

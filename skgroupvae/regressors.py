@@ -256,14 +256,14 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
             seed = int(check_random_state(self.random_state).randint(2**31 - 1))
             generator = torch.Generator().manual_seed(seed)
             self._fit_network(rows, index, generator)
-            device = self.network_.decoder.fixed.device
-            self._set_evidence(Evidence.of_rows(self.network_, rows.to(device), index))
+            rows = rows.to(self.network_.decoder.fixed.device)
+            q_u = self._set_evidence(Evidence.of_rows(self.network_, rows, index))
             self.marginal_effects_ = marginal_effects(
                 self.network_,
                 self._design,
-                rows.to(device),
+                rows,
                 index.codes,
-                self._evidence.posterior(self.network_),
+                q_u,
                 self._scale,
                 self.fixed_effects_["std_error"].to_numpy()[1:],
             )

@@ -18,10 +18,13 @@ _EPS = 1e-6
 class PoissonFamily(Family):
     """Counts, log link."""
 
+    _name = "poisson"
+
     def check_outcome(self, y: NDArray[np.float64]) -> None:
         if (y < 0).any() or (y != np.round(y)).any():
             raise ValueError(
-                "y must be counts 0, 1, 2, ... for family='poisson'; recode it, or choose another family"
+                f"y must be counts 0, 1, 2, ... for family={self._name!r}; recode it, or choose another "
+                "family"
             )
 
     def working_outcome(self, y: Tensor) -> Tensor:
@@ -33,8 +36,12 @@ class PoissonFamily(Family):
 
     def evidence(self, y: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:
         # 2 (y - m) / (y + m) is log(y / m) to second order; Newton's step, y / m - 1, overshoots.
-        rate = self.mean(eta)
-        return (y - rate)[..., None], (0.5 * (y + rate))[..., None].clamp(min=1e-3)
+        rate, spread = self.mean(eta), self._spread(eta)
+        return ((y - rate) / spread)[..., None], (0.5 * (y + rate) / spread)[..., None].clamp(min=1e-3)
+
+    def _spread(self, eta: Tensor) -> Tensor:
+        """Variance over the mean."""
+        return torch.ones_like(eta[..., 0])
 
     def cdf(self, y: Tensor, eta: Tensor) -> Tensor:
         below = torch.special.gammaincc((y.floor() + 1.0).clamp(min=_EPS), self.mean(eta))
@@ -58,19 +65,13 @@ class PoissonFamily(Family):
 class NegativeBinomialFamily(PoissonFamily):
     """Counts that vary more than Poisson's: variance m + a m², log link; log a may depend on x and u."""
 
+    _name = "negative_binomial"
     n_parameters = 2
     max_departure = (1.5,)
 
     def __init__(self) -> None:
         super().__init__()
         self.log_dispersion = nn.Parameter(torch.tensor(-1.0))
-
-    def check_outcome(self, y: NDArray[np.float64]) -> None:
-        if (y < 0).any() or (y != np.round(y)).any():
-            raise ValueError(
-                "y must be counts 0, 1, 2, ... for family='negative_binomial'; recode it, or choose another "
-                "family"
-            )
 
     def _mean_and_size(self, eta: Tensor) -> tuple[Tensor, Tensor]:
         return self.mean(eta), (-(self.log_dispersion + eta[..., 1])).clamp(-10.0, 10.0).exp()
@@ -82,14 +83,12 @@ class NegativeBinomialFamily(PoissonFamily):
         return coefficient + size * (size.log() - log_total) + y * (eta[..., 0].clamp(max=30.0) - log_total)
 
     def working(self, y: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:
-        mean, size = self._mean_and_size(eta)
-        spread = 1.0 + mean / size
+        mean, spread = self.mean(eta), self._spread(eta)
         return ((y - mean) / spread)[..., None], (mean / spread)[..., None].clamp(min=1e-3)
 
-    def evidence(self, y: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:
+    def _spread(self, eta: Tensor) -> Tensor:
         mean, size = self._mean_and_size(eta)
-        spread = 1.0 + mean / size
-        return ((y - mean) / spread)[..., None], (0.5 * (y + mean) / spread)[..., None].clamp(min=1e-3)
+        return 1.0 + mean / size
 
     def cdf(self, y: Tensor, eta: Tensor) -> Tensor:
         mean, size = self._mean_and_size(eta)
