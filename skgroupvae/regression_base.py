@@ -19,7 +19,7 @@ from skgroupvae import prediction
 from skgroupvae.columns import centre_and_scale, some, split_group_column
 from skgroupvae.evidence import Evidence
 from skgroupvae.families import FAMILIES, Family
-from skgroupvae.groups import GroupIndex
+from skgroupvae.groups import GroupIndex, as_label_array
 from skgroupvae.html import FitHTMLMixin
 from skgroupvae.mixed_model import LinearMixedModel
 from skgroupvae.mixed_start import start_at_mixed_model
@@ -351,11 +351,12 @@ def _warn_of_idle_context(context: Any, labels: Any) -> None:
     """Context of groups that no row asks about changes nothing, and may be a misspelt label."""
     if not isinstance(context, (tuple, list)) or len(context) != 3 or context[2] is None:
         return
-    given = pd.Index(np.asarray(context[2]), tupleize_cols=False).unique()
-    idle = given if labels is None else given.difference(pd.Index(np.asarray(labels), tupleize_cols=False))
-    if len(idle):
+    given = pd.Index(as_label_array(context[2]), tupleize_cols=False).unique()
+    if labels is not None:
+        given = given[~given.isin(pd.Index(np.asarray(labels), tupleize_cols=False))]
+    if len(given):
         warnings.warn(
-            f"context has groups {some(list(idle))} that no row of X belongs to; they are ignored",
+            f"context has groups {some(list(given))} that no row of X belongs to; they are ignored",
             UserWarning,
             stacklevel=4,
         )

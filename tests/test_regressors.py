@@ -186,6 +186,13 @@ def test_context_of_other_groups_is_ignored_with_a_warning(groups, fitted, table
     np.testing.assert_array_equal(mean, fitted.predict(X[:2], groups=groups))
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_context_of_groups_that_are_asked_about_does_not_warn(fitted, table):
+    X, y, _ = table
+    for labels in ([("a", 1), ("b", 2)], [1, "one"]):
+        fitted.predict(X[:2], groups=labels, context=(X[:2], y[:2], labels))
+
+
 def test_few_groups_keep_the_mixed_model_where_the_network_does_not_pay(schools, monkeypatch):
     """A world that is linear, and 12 schools of it."""
     monkeypatch.setattr("skgroupvae.regression_base._FEW_GROUPS", 40)
