@@ -15,18 +15,20 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from skgroupvae import prediction
 from skgroupvae.columns import centre_and_scale, some, split_group_column
 from skgroupvae.evidence import Evidence
 from skgroupvae.families import FAMILIES, Family
 from skgroupvae.groups import GroupIndex, as_label_array
 from skgroupvae.html import FitHTMLMixin
-from skgroupvae.mixed_model import LinearMixedModel
-from skgroupvae.mixed_start import start_at_mixed_model
-from skgroupvae.mixed_tables import MixedModelTables
 from skgroupvae.persistence import PersistenceMixin
 from skgroupvae.progress import progress_bar
-from skgroupvae.regression import FullNormal, MixedModelEncoder, RegressionDecoder, RegressionNetwork
+from skgroupvae.regression import prediction
+from skgroupvae.regression.decoder import RegressionDecoder
+from skgroupvae.regression.encoder import FullNormal, MixedModelEncoder
+from skgroupvae.regression.mixed_model import LinearMixedModel
+from skgroupvae.regression.network import RegressionNetwork
+from skgroupvae.regression.start import start_at_mixed_model
+from skgroupvae.regression.tables import MixedModelTables
 from skgroupvae.training import TrainingSettings, fit_network, history_table, resolve_schedule
 from skgroupvae.validation import (
     check_covariates,

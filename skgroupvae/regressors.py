@@ -16,14 +16,14 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from skgroupvae import prediction
 from skgroupvae.columns import split_group_column
 from skgroupvae.design import Design
 from skgroupvae.evidence import Evidence
 from skgroupvae.families import FAMILIES
 from skgroupvae.groups import GroupIndex
-from skgroupvae.marginal import marginal_effects
-from skgroupvae.regression import FullNormal
+from skgroupvae.regression import prediction
+from skgroupvae.regression.encoder import FullNormal
+from skgroupvae.regression.marginal import marginal_effects
 from skgroupvae.regression_base import GroupedRegressor
 from skgroupvae.validation import (
     check_covariates,

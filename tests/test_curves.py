@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from skgroupvae.curves import leading_curves
 from skgroupvae.groups import GroupIndex
+from skgroupvae.regression.curves import leading_curves
 
 
 def scores_of(effect, n_groups=800, size=20, seed=0):

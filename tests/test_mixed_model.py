@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from skgroupvae.groups import GroupIndex
-from skgroupvae.mixed_model import fit_linear_mixed_model
+from skgroupvae.regression.mixed_model import fit_linear_mixed_model
 
 
 def simulate(seed=0, n_groups=40):

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from skgroupvae.families import Family, bisect
-from skgroupvae.regression import FullNormal, RegressionNetwork
+from skgroupvae.regression.encoder import FullNormal
+from skgroupvae.regression.network import RegressionNetwork
 
 __all__ = [
     "draws_of",

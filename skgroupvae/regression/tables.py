@@ -13,7 +13,7 @@ from torch import Tensor
 
 from skgroupvae.design import Design
 from skgroupvae.families import Family
-from skgroupvae.mixed_model import LinearMixedModel, lower_triangle
+from skgroupvae.regression.mixed_model import LinearMixedModel, lower_triangle
 
 __all__ = ["MixedModelTables", "estimate_table"]
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from skgroupvae.families import Family
 from skgroupvae.groups import Segments
-from skgroupvae.mixed_model import LinearMixedModel, fit_linear_mixed_model
-from skgroupvae.regression import RegressionNetwork
+from skgroupvae.regression.mixed_model import LinearMixedModel, fit_linear_mixed_model
+from skgroupvae.regression.network import RegressionNetwork
 
 __all__ = ["start_at_mixed_model"]
 

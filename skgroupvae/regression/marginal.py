@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skgroupvae.design import Design
-from skgroupvae.mixed_tables import estimate_table
-from skgroupvae.prediction import draws_of
-from skgroupvae.regression import FullNormal, RegressionNetwork
+from skgroupvae.regression.encoder import FullNormal
+from skgroupvae.regression.network import RegressionNetwork
+from skgroupvae.regression.prediction import draws_of
+from skgroupvae.regression.tables import estimate_table
 
 __all__ = ["marginal_effects"]
 

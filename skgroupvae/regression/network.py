@@ -1,0 +1,88 @@
+"""The network of a regression: p(y given x, u) with group codes u, and its posterior given a group's rows.
+
+It contains the (generalised) linear mixed model: the linear predictor is ``f beta + z Lambda u``, and a
+network that starts at zero adds to it, and to the scale and shape of the outcome, what depends on x and u in
+other ways. The instance code is the outcome's normal score (``families``), so it needs no integral; the
+group code's posterior starts at the one of the linear mixed model, and a learned correction follows.
+
+Rows are (N, 2 + P): the outcome, how many rows it counts as, and the columns of the design, the first of
+them constant.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from skgroupvae.groups import Segments
+from skgroupvae.network import ElboTerms, TrainableNetwork
+from skgroupvae.regression.curves import leading_curves
+from skgroupvae.regression.decoder import RegressionDecoder
+from skgroupvae.regression.encoder import FullNormal, MixedModelEncoder
+
+__all__ = ["RegressionNetwork"]
+
+# Draws of u behind one estimate of the ELBO.
+_ELBO_SAMPLES = 4
+
+
+class RegressionNetwork(TrainableNetwork):
+    """q(u given a group's rows) and p(y given x, u)."""
+
+    def __init__(self, group_encoder: MixedModelEncoder, decoder: RegressionDecoder) -> None:
+        super().__init__()
+        self.group_encoder = group_encoder
+        self.instance_encoder = nn.Identity()
+        self.decoder = decoder
+        self.regularizer = None
+
+    def evidence(self, x: Tensor) -> Tensor:
+        return self.group_encoder.evidence(x, self.decoder)
+
+    def posterior(self, evidence: Tensor, sizes: Tensor) -> FullNormal:
+        return self.group_encoder.posterior(evidence)
+
+    @torch.no_grad()
+    def start_curves(self, x: Tensor, segments: Segments, generator: torch.Generator) -> None:
+        """Start the codes beside the random effects where groups differ more than those explain."""
+        decoder = self.decoder
+        n_curves = decoder.n_group_codes - len(decoder.random)
+        if decoder.curves is None or n_curves == 0:
+            return
+        y, weights, design = x[:, 0], x[:, 1:2], x[:, 2:]
+        q_u = self.posterior(segments.sum(self.evidence(x)), segments.sizes)
+        score, information = decoder.family.working(y, decoder(design, segments.expand(q_u.loc)))
+        features = nn.functional.pad(decoder.curves[:-1](design[:, 1:]), (0, 1), value=1.0)
+        score, information = weights * score, weights * information
+        coefficients = leading_curves(
+            features.double(), score.double(), information.double(), segments, n_curves, generator
+        )
+        decoder.start_curves(coefficients)
+
+    def log_prob(self, x: Tensor, u: Tensor, segments: Segments) -> Tensor:
+        """Of each row, times its weight, at draws u (S, G, U) of its group's code: (S, N)."""
+        eta = self.decoder(x[:, 2:], u.index_select(1, segments.codes))
+        return x[:, 1] * self.decoder.family.log_prob(x[:, 0].expand(eta.shape[:-1]), eta)
+
+    def elbo(self, x: Tensor, segments: Segments, generator: torch.Generator) -> ElboTerms:
+        q_u = self.posterior(segments.sum(self.evidence(x)), segments.sizes)
+        half = _noise(_ELBO_SAMPLES // 2, q_u, generator)
+        log_py = self.log_prob(x, q_u.draw(torch.cat([half, -half])), segments).mean(0)
+        zeros = torch.zeros_like(q_u.log_det)
+        return ElboTerms(segments.sum(log_py), q_u.kl_to_standard_normal(), zeros, x[:, :0])
+
+    def importance_correction(
+        self, x: Tensor, segments: Segments, n_samples: int, generator: torch.Generator
+    ) -> Tensor:
+        with torch.no_grad():
+            q_u = self.posterior(segments.sum(self.evidence(x)), segments.sizes)
+            noise = _noise(n_samples, q_u, generator)
+            u = q_u.draw(noise)
+        log_py = segments.sum(self.log_prob(x, u, segments).mT).mT
+        weights = torch.softmax(log_py.detach() + q_u.log_prior_ratio(u, noise), dim=0) - 1.0 / n_samples
+        return (weights * log_py).sum(0)
+
+
+def _noise(n_samples: int, q_u: FullNormal, generator: torch.Generator) -> Tensor:
+    noise = torch.randn((n_samples, *q_u.loc.shape), generator=generator, dtype=q_u.loc.dtype)
+    return noise.to(q_u.loc.device)
