@@ -54,6 +54,18 @@ class Segments:
     def to(self, device: torch.device) -> Segments:
         return Segments(self.codes.to(device), self.sizes.to(device))
 
+    def thinned(self, generator: torch.Generator) -> tuple[Tensor, Segments]:
+        """Positions (n,) of a random share of each group's rows, one at least, and the groups of these.
+
+        The share is uniform between 0 and 1, so that groups come in every size up to their own.
+        """
+        share = torch.rand(self.n_groups, generator=generator).to(self.codes.device)
+        mark = torch.rand(len(self.codes), generator=generator).to(self.codes.device)
+        lowest = mark.new_ones(self.n_groups).scatter_reduce(0, self.codes, mark, "amin")
+        kept = torch.nonzero((mark < self.expand(share)) | (mark == self.expand(lowest)))[:, 0]
+        codes = self.codes[kept]
+        return kept, Segments(codes, torch.bincount(codes, minlength=self.n_groups).to(self.sizes))
+
 
 @dataclass(frozen=True)
 class GroupIndex:

@@ -61,6 +61,10 @@ class TrainableNetwork(nn.Module, ABC):
     ) -> Tensor:
         """What turns the decoder's gradient of the ELBO into that of the importance-weighted bound."""
 
+    def encoder_elbo(self, x: Tensor, segments: Segments, generator: torch.Generator) -> Tensor | None:
+        """Estimate (G,) of an ELBO that only the group encoder follows beside :meth:`elbo`; None without."""
+        return None
+
 
 class GroupVAENetwork(TrainableNetwork):
     """q(u given x), q(v given x, u) and p(x given u, v), with an optional adversarial regulariser."""

@@ -143,6 +143,7 @@ class _Trainer:
         self.best_state: dict[str, Tensor] | None = None
         self.parameters = _model_parameters(network)
         self.decoder_parameters = [p for p in network.decoder.parameters() if p.requires_grad]
+        self.encoder_parameters = [p for p in network.group_encoder.parameters() if p.requires_grad]
         n_batches = sum(1 for _ in self._batches(train_groups))
         self.optimizer, self.schedule = _make_optimizer(
             network, settings.learning_rate, max(1, settings.max_epochs * n_batches)
@@ -195,6 +196,7 @@ class _Trainer:
             information, penalty = self._regularize(x, terms.v, segments)
         self.optimizer.zero_grad()
         (loss + self.settings.regularizer_weight * penalty + self.network.decoder.penalty()).backward()
+        self._teach_encoder(x, segments)
         if self.settings.n_decoder_samples > 1 and self.decoder_parameters:
             self._correct_decoder_gradient(batch)
         nn.utils.clip_grad_norm_(self.parameters, _MAX_GRADIENT_NORM)
@@ -221,6 +223,14 @@ class _Trainer:
         self.critic_optimizer.step()
         assert codes.grad is not None
         return bound.detach(), -(codes.grad * v).sum()
+
+    def _teach_encoder(self, x: Tensor, segments: Segments) -> None:
+        """Add the gradient of what only the group encoder follows."""
+        if not self.encoder_parameters:
+            return
+        bound = self.network.encoder_elbo(x, segments, self.generator)
+        if bound is not None:
+            (-bound.sum() / x.shape[0]).backward(inputs=self.encoder_parameters)
 
     def _correct_decoder_gradient(self, batch: NDArray[np.intp]) -> None:
         """Turn the decoder's gradient of the ELBO into that of the importance-weighted bound.

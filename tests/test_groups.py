@@ -143,6 +143,20 @@ def test_segment_sum_and_expand_equal_a_numpy_loop_for_ragged_groups():
         np.testing.assert_array_equal(expanded, np.stack([by_group[g] for g in codes]))
 
 
+def test_a_thinned_group_keeps_one_row_at_least_and_any_number_equally_often():
+    codes = torch.arange(4000).repeat_interleave(5)
+    segments = Segments(torch.cat([codes, torch.tensor([4000])]), torch.tensor([5.0] * 4000 + [1.0]))
+    kept, part = segments.thinned(torch.Generator().manual_seed(0))
+    assert len(kept.unique()) == len(kept)
+    torch.testing.assert_close(part.codes, segments.codes[kept])
+    torch.testing.assert_close(part.sizes, torch.bincount(part.codes).float())
+    assert part.sizes.min() == 1.0
+    # Of 5 rows any number from 0 to 5 is as likely, 1/6 each, and none counts as one: 2/6. Four standard
+    # errors of a share of 4,000 are 0.03 at most.
+    shares = torch.bincount(part.sizes[:4000].long(), minlength=6)[1:] / 4000.0
+    torch.testing.assert_close(shares, torch.tensor([2.0, 1.0, 1.0, 1.0, 1.0]) / 6.0, atol=0.03, rtol=0.0)
+
+
 def test_segment_sum_passes_gradients_to_every_row():
     segments = Segments(torch.tensor([0, 1, 1, 0]), torch.tensor([2.0, 2.0]))
     rows = torch.zeros(4, 2, requires_grad=True)

@@ -71,6 +71,14 @@ class RegressionNetwork(TrainableNetwork):
         zeros = torch.zeros_like(q_u.log_det)
         return ElboTerms(segments.sum(log_py), q_u.kl_to_standard_normal(), zeros, x[:, :0])
 
+    def encoder_elbo(self, x: Tensor, segments: Segments, generator: torch.Generator) -> Tensor:
+        """ELBO of a random part of each group.
+
+        Context comes in any number of rows, and an encoder that saw whole groups alone is too sure of few.
+        """
+        kept, part = segments.thinned(generator)
+        return self.elbo(x[kept], part, generator).elbo
+
     def importance_correction(
         self, x: Tensor, segments: Segments, n_samples: int, generator: torch.Generator
     ) -> Tensor:
