@@ -29,7 +29,7 @@ from skgroupvae.validation import (
     check_covariates,
     check_groups,
     check_labels_by_row,
-    check_outcome,
+    check_varies,
     check_weights,
     unchanged_on_error,
 )
@@ -53,10 +53,10 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
     Parameters
     ----------
     family : str, default="gaussian"
-        Distribution of the outcome: "gaussian", "student_t", "bernoulli", "poisson", "negative_binomial" or
-        "ordinal". "gaussian" starts at normal errors of one scale and learns scale,
-        skewness and tails; "ordinal" has cumulative logits for numbers that are grades. Binomial outcomes are
-        two rows of "bernoulli", 1 and 0, with the successes and failures as `sample_weight`.
+        Distribution of the outcome: "gaussian", "student_t", "bernoulli", "binomial", "poisson",
+        "negative_binomial" or "ordinal". "gaussian" starts at normal errors of one scale and learns scale,
+        skewness and tails; "binomial" has two columns y, successes and failures; "ordinal" has cumulative
+        logits for numbers that are grades.
     decoder : {"mlp", "linear"}, default="mlp"
         "linear" is the (generalised) linear mixed model alone; for the gaussian family by maximum likelihood.
     random_slopes : "auto", None or list of names or positions, default="auto"
@@ -221,12 +221,13 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         ----------
         X : array-like or DataFrame of shape (n_rows, n_features)
             Covariates; columns of a DataFrame that are not numeric are categories.
-        y : array-like of shape (n_rows,)
-            Outcome.
+        y : array-like of shape (n_rows,) or (n_rows, 2)
+            Outcome; for family="binomial" the successes and the failures of each row, one trial or more in
+            all (``cbind(successes, failures)`` in R).
         groups : array-like of shape (n_rows,), optional
             Group label of each row. None makes every row a group of its own, with a warning.
         sample_weight : array-like of shape (n_rows,), optional
-            How many rows each row counts as, 0 or more.
+            How many rows (of as many trials) each row counts as, 0 or more.
 
         Returns
         -------
@@ -242,15 +243,17 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
             self._validate_params()
             table, groups = split_group_column(X, self.group_column, groups)
             table = check_covariates(self, table, reset=True)
-            outcome = check_outcome(y, len(table))
+            outcome, trials = self._outcome(y, len(table))
+            check_varies(outcome)
             labels = check_groups(groups, len(table), type(self).__name__, warn=True)
-            weights = check_weights(sample_weight, table)
+            weights = trials * check_weights(sample_weight, table)
             if (weights == 0).any():
                 kept = weights > 0
                 table, outcome, weights = table[kept], outcome[kept], weights[kept]
                 labels = np.asarray(labels)[kept]
             self._design = Design.fit(table)
-            rows = self._rows(self._start_outcome(outcome), self._design.transform(table), weights)
+            inner = self._start_outcome(outcome)
+            rows = torch.from_numpy(np.column_stack([inner, weights, self._design.transform(table)]))
             index = GroupIndex.from_labels(labels, rows.numpy())
             self._random = self._random_columns(rows[:, 2:].numpy(), index)
             seed = int(check_random_state(self.random_state).randint(2**31 - 1))
@@ -293,8 +296,9 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         context: tuple[Any, ArrayLike, ArrayLike] | None = None,
         return_std: bool = False,
         strict_groups: bool = False,
+        trials: ArrayLike = 1,
     ) -> Any:
-        """Expected outcome of each row.
+        """Expected outcome of each row; for family="binomial" the expected proportion of successes.
 
         Parameters
         ----------
@@ -309,6 +313,8 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
             Also return the standard deviation of the prediction, noise included.
         strict_groups : bool, default=False
             True refuses labels that neither the fit nor the context has.
+        trials : int or array-like of shape (n_rows,), default=1
+            For family="binomial": number of trials whose proportion `return_std` is about.
 
         Returns
         -------
@@ -318,11 +324,12 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         """
         parts = [
             prediction.mixture_moments(family, eta)
-            for family, _, eta in self._chunks(X, None, groups, context, strict_groups)
+            for family, _, eta in self._chunks(X, None, groups, context, strict_groups, trials)
         ]
         mean, variance = (torch.cat(part).double().cpu().numpy() for part in zip(*parts, strict=True))
-        mean = mean * self._scale + self._centre
-        return (mean, np.sqrt(variance) * self._scale) if return_std else mean
+        n_trials = self._trials(trials, len(mean))
+        mean = (mean * self._scale + self._centre) / n_trials
+        return (mean, np.sqrt(variance) * self._scale / n_trials) if return_std else mean
 
     def predict_quantiles(
         self,
@@ -331,6 +338,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         *,
         groups: ArrayLike | None = None,
         context: tuple[Any, ArrayLike, ArrayLike] | None = None,
+        trials: ArrayLike = 1,
     ) -> NDArray[np.float64]:
         """Quantiles of the predictive distribution of each row.
 
@@ -340,17 +348,20 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
             As in `predict`.
         q : float or array-like of shape (n_quantiles,)
             Levels strictly between 0 and 1.
+        trials : int or array-like of shape (n_rows,), default=1
+            For family="binomial": number of trials of each row.
 
         Returns
         -------
         quantiles : ndarray of shape (n_rows, n_quantiles)
+            For family="binomial" numbers of successes among the trials.
         """
         levels = np.atleast_1d(np.asarray(q, dtype=np.float64))
         if levels.ndim != 1 or not ((levels > 0) & (levels < 1)).all():
             raise ValueError(f"q must hold levels strictly between 0 and 1, got {q!r}")
         parts = [
             prediction.mixture_quantiles(family, eta, torch.from_numpy(levels).to(eta))
-            for family, _, eta in self._chunks(X, None, groups, context)
+            for family, _, eta in self._chunks(X, None, groups, context, trials=trials)
         ]
         return self._outer(torch.cat(parts).double())
 
@@ -368,12 +379,15 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         ----------
         X, groups, context
             As in `predict`.
-        y : array-like of shape (n_rows,)
-            Outcomes.
+        y : array-like of shape (n_rows,) or (n_rows, 2)
+            Outcomes, as in `fit`.
 
         Returns
         -------
         log_density : ndarray of shape (n_rows,)
+            For family="binomial" of the number of successes among the trials of y, binomial coefficient
+            included. With hundreds of trials a row and a group that little is known of, it needs more
+            `n_prediction_samples`.
         """
         parts = [
             prediction.mixture_log_prob(family, outcome, eta)
@@ -396,8 +410,8 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         ----------
         X, groups, context
             As in `predict`.
-        y : array-like of shape (n_rows,)
-            Outcomes.
+        y : array-like of shape (n_rows,) or (n_rows, 2)
+            Outcomes, as in `fit`.
         random_state : int, RandomState instance or None, default=0
             Where the outcome is discrete the value is drawn between P(Y < y) and P(Y <= y).
 
@@ -426,22 +440,25 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         groups: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
     ) -> float:
-        """Coefficient of determination R² of `predict`.
+        """Coefficient of determination R² of `predict`; for family="binomial" of proportions, by trials.
 
         Parameters
         ----------
         X, groups
             As in `predict`.
-        y : array-like of shape (n_rows,)
-            Outcomes.
+        y : array-like of shape (n_rows,) or (n_rows, 2)
+            Outcomes, as in `fit`.
         sample_weight : array-like of shape (n_rows,), optional
-            Weights of the rows.
+            Weights of the rows, or of each of their trials.
 
         Returns
         -------
         score : float
         """
-        return r2_score(y, self.predict(X, groups=groups), sample_weight=sample_weight)
+        mean = self.predict(X, groups=groups)
+        outcome, trials = self._outcome(y, len(mean))
+        weights = trials if sample_weight is None else trials * np.asarray(sample_weight, dtype=np.float64)
+        return r2_score(outcome, mean, sample_weight=weights)
 
     def transform(
         self, X: Any, y: ArrayLike | None = None, *, groups: ArrayLike | None = None
@@ -452,7 +469,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         ----------
         X, groups
             As in `fit`.
-        y : array-like of shape (n_rows,)
+        y : array-like of shape (n_rows,) or (n_rows, 2)
             Outcomes; without them nothing tells the codes.
 
         Returns
@@ -471,7 +488,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         q_u = Evidence.of_rows(self.network_, rows, index).posterior(self.network_)
         position = torch.from_numpy(index.codes).to(rows.device)
         draws = prediction.draws_of(q_u, self.n_prediction_samples)
-        v = prediction.normal_scores(self.network_, rows[:, 0], rows[:, 2:], draws, position)
+        v = prediction.normal_scores(self.network_, rows, draws, position)
         return q_u.loc[position].cpu().numpy(), v[:, None].cpu().numpy()
 
     def fit_transform(
@@ -487,6 +504,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         *,
         groups: ArrayLike | None = None,
         random_state: int | np.random.RandomState | None = None,
+        trials: ArrayLike = 1,
     ) -> NDArray[np.float64]:
         """Draw outcomes from the predictive distribution, rows of a group with the same u.
 
@@ -498,13 +516,16 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
             Draws a row.
         random_state : int, RandomState instance or None, default=None
             Pass an int for the same draws at every call.
+        trials : int or array-like of shape (n_rows,), default=1
+            For family="binomial": number of trials of each row.
 
         Returns
         -------
         y : ndarray of shape (n_rows, n_samples)
+            For family="binomial" numbers of successes among the trials.
         """
         rng = check_random_state(random_state)
-        rows, labels = self._read(X, None, groups)
+        rows, labels = self._read(X, None, groups, trials)
         index = pd.Index(
             np.zeros(len(rows), dtype=int) if labels is None else np.asarray(labels), tupleize_cols=False
         )
@@ -518,7 +539,8 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         u = chosen.draw(torch.from_numpy(noise).to(q_u.loc))[:, distinct.get_indexer(index)]
         v = torch.from_numpy(rng.standard_normal((n_samples, len(rows)))).to(u)
         decoder = self.network_.decoder
-        return self._outer(decoder.family.at_score(v, decoder(rows[:, 2:], u))).T
+        family, _ = decoder.family.of_rows(rows[:, 0], rows[:, 1])
+        return self._outer(family.at_score(v, decoder(rows[:, 2:], u))).T
 
     def translate(
         self,
@@ -546,7 +568,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         Returns
         -------
         translated : ndarray of shape (n_rows,)
-            Posterior mean.
+            Posterior mean; for family="binomial" of the successes among the row's trials.
         intervals : ndarray of shape (n_rows, n_quantiles)
             Only with `quantiles`.
         """
@@ -557,8 +579,9 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         )
         target = check_labels_by_row(target_group, len(table), "target_group")
         design = self._design.transform(check_covariates(self, table, reset=False))
-        rows = self._rows(self._inner(check_outcome(y, len(design), constant=True)), design)
-        rows = rows.to(self.network_.decoder.fixed.device)
+        if y is None:
+            raise ValueError("y is missing: translate moves outcomes; pass translate(X, y, ...)")
+        rows = self._rows(y, design)
         (q_source, at_source), (q_target, at_target) = (
             self._posterior(labels, context) for labels in (source, target)
         )
@@ -571,7 +594,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         u_source = prediction.draws_of(q_source, self.n_prediction_samples)[:, at_source]
         u_target = prediction.draws_of(q_target, self.n_prediction_samples, seed=1)[:, at_target]
         u_target = torch.where(same[:, None].to(u_source.device), u_source, u_target)
-        moved = self._outer(prediction.translated(self.network_, rows[:, 0], rows[:, 2:], u_source, u_target))
+        moved = self._outer(prediction.translated(self.network_, rows, u_source, u_target))
         mean = moved.mean(0)
         return (
             mean
