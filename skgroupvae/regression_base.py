@@ -13,14 +13,14 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
+from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
-from skgroupvae.columns import centre_and_scale, some, split_group_column
+from skgroupvae.columns import caller_level, centre_and_scale, some, split_group_column
 from skgroupvae.evidence import Evidence
 from skgroupvae.families import FAMILIES, Family
 from skgroupvae.groups import GroupIndex, as_label_array
 from skgroupvae.html import FitHTMLMixin
-from skgroupvae.persistence import PersistenceMixin
 from skgroupvae.progress import progress_bar
 from skgroupvae.regression import prediction
 from skgroupvae.regression.decoder import RegressionDecoder
@@ -29,6 +29,7 @@ from skgroupvae.regression.mixed_model import LinearMixedModel
 from skgroupvae.regression.network import RegressionNetwork
 from skgroupvae.regression.start import start_at_mixed_model
 from skgroupvae.regression.tables import MixedModelTables
+from skgroupvae.several import SeveralOutcomesMixin, each_outcome, texts
 from skgroupvae.training import TrainingSettings, fit_network, history_table, resolve_schedule
 from skgroupvae.validation import (
     check_covariates,
@@ -58,7 +59,7 @@ _MAX_DOUBLE_ROWS = 20_000
 
 class GroupedRegressor(
     FitHTMLMixin,
-    PersistenceMixin,
+    SeveralOutcomesMixin,
     RegressorMixin,
     TransformerMixin,
     BaseEstimator,
@@ -67,6 +68,11 @@ class GroupedRegressor(
     """Base class; the subclass has the constructor and the public methods."""
 
     network_: RegressionNetwork
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
 
     def _start_outcome(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
         """Check the outcome, learn its units, and return it in those of the network."""
@@ -208,6 +214,7 @@ class GroupedRegressor(
         self.group_effects_ = self._effects_of(q_u, evidence)
         return q_u
 
+    @each_outcome(texts)
     def summary(self) -> str:
         """Table of the mixed model that the fit starts at, and of the fit, to print.
 
@@ -357,7 +364,7 @@ def _warn_of_idle_context(context: Any, labels: Any) -> None:
         warnings.warn(
             f"context has groups {some(list(given))} that no row of X belongs to; they are ignored",
             UserWarning,
-            stacklevel=4,
+            stacklevel=caller_level(),
         )
 
 

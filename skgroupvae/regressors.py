@@ -25,6 +25,15 @@ from skgroupvae.regression import prediction
 from skgroupvae.regression.encoder import FullNormal
 from skgroupvae.regression.marginal import marginal_effects
 from skgroupvae.regression_base import GroupedRegressor
+from skgroupvae.several import (
+    average,
+    each_outcome,
+    has_several,
+    relearned,
+    side_by_side,
+    stacked,
+    total,
+)
 from skgroupvae.validation import (
     check_covariates,
     check_groups,
@@ -49,6 +58,10 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
     of maximum likelihood, its network at zero; the network then learns curves, group effects that are no
     straight lines, and scales and shapes that depend on x and u. The instance code v of a row is the normal
     score of its outcome given x and u, so that the outcome is monotone in v.
+
+    A y of M columns (for a family whose y has one) is M outcomes, each with a model of its own, as M separate
+    fits would give it: given X and the groups they are taken to be independent, and each has group codes of
+    its own. See Notes.
 
     Parameters
     ----------
@@ -128,6 +141,21 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         Number of columns of X.
     feature_names_in_ : ndarray
         Their names, where X had names.
+    outcomes_ : dict of CxVAERegressor
+        Of a fit to several outcomes only: the fitted model of each, by the name of its column of y, or "y0",
+        "y1", ....
+
+    Notes
+    -----
+    After a fit to several outcomes every method takes a y of the same columns (of a DataFrame by name), and
+    results have the outcomes as a last axis: `predict` (n_rows, M), `predict_quantiles` (n_rows, n_quantiles,
+    M), `sample_y` (n_rows, n_samples, M). `transform` gives the codes side by side; `score_samples` is the
+    log density of all outcomes of a row together, their sum; `score` is the mean R². Learned tables have the
+    outcome as outer level of their index, learned numbers are Series by outcome, `network_` is a ModuleList
+    and `classes_` a list.
+
+    Where y is missing (NaN) in `fit`, `update_groups` or `context`, the row tells nothing about that outcome,
+    and the others are learned from it. A fit of an outcome depends on no other outcome.
 
     References
     ----------
@@ -221,9 +249,9 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         ----------
         X : array-like or DataFrame of shape (n_rows, n_features)
             Covariates; columns of a DataFrame that are not numeric are categories.
-        y : array-like of shape (n_rows,) or (n_rows, 2)
-            Outcome; for family="binomial" the successes and the failures of each row, one trial or more in
-            all (``cbind(successes, failures)`` in R).
+        y : array-like or DataFrame of shape (n_rows,) or (n_rows, M)
+            Outcome, or M of them; for family="binomial" of shape (n_rows, 2), the successes and the failures
+            of each row, one trial or more in all (``cbind(successes, failures)`` in R).
         groups : array-like of shape (n_rows,), optional
             Group label of each row. None makes every row a group of its own, with a warning.
         sample_weight : array-like of shape (n_rows,), optional
@@ -241,6 +269,10 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         """
         with unchanged_on_error(self):
             self._validate_params()
+            if has_several(y, FAMILIES[self.family].columns):
+                self._fit_each(X, y, groups, sample_weight)
+                return self
+            self.__dict__.pop("outcomes_", None)
             table, groups = split_group_column(X, self.group_column, groups)
             table = check_covariates(self, table, reset=True)
             outcome, trials = self._outcome(y, len(table))
@@ -272,6 +304,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
             )
         return self
 
+    @each_outcome(relearned, learns=True)
     def update_groups(self, X: Any, y: ArrayLike, *, groups: ArrayLike | None = None) -> Self:
         """Add rows with outcomes to what is known of their groups; the networks stay as they are.
 
@@ -288,6 +321,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         self._set_evidence(self._evidence.plus(self._evidence_of(rows, labels)))
         return self
 
+    @each_outcome(stacked)
     def predict(
         self,
         X: Any,
@@ -331,6 +365,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         mean = (mean * self._scale + self._centre) / n_trials
         return (mean, np.sqrt(variance) * self._scale / n_trials) if return_std else mean
 
+    @each_outcome(stacked)
     def predict_quantiles(
         self,
         X: Any,
@@ -365,6 +400,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         ]
         return self._outer(torch.cat(parts).double())
 
+    @each_outcome(total)
     def score_samples(
         self,
         X: Any,
@@ -395,6 +431,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         ]
         return torch.cat(parts).double().cpu().numpy() - math.log(self._scale)
 
+    @each_outcome(stacked)
     def pit(
         self,
         X: Any,
@@ -432,6 +469,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         share = check_random_state(random_state).random_sample(len(upper))
         return below + share * (upper - below)
 
+    @each_outcome(average)
     def score(
         self,
         X: Any,
@@ -460,6 +498,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         weights = trials if sample_weight is None else trials * np.asarray(sample_weight, dtype=np.float64)
         return r2_score(outcome, mean, sample_weight=weights)
 
+    @each_outcome(side_by_side)
     def transform(
         self, X: Any, y: ArrayLike | None = None, *, groups: ArrayLike | None = None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -497,6 +536,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         """Fit, then the codes of the same rows; see `fit` and `transform`."""
         return self.fit(X, y, groups=groups).transform(X, y, groups=groups)
 
+    @each_outcome(stacked)
     def sample_y(
         self,
         X: Any,
@@ -542,6 +582,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         family, _ = decoder.family.of_rows(rows[:, 0], rows[:, 1])
         return self._outer(family.at_score(v, decoder(rows[:, 2:], u))).T
 
+    @each_outcome(stacked)
     def translate(
         self,
         X: Any,

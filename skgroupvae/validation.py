@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import _check_sample_weight, column_or_1d, validate_data
 
-from skgroupvae.columns import check_unique_columns, some
+from skgroupvae.columns import caller_level, check_unique_columns, some
 from skgroupvae.groups import as_label_array
 from skgroupvae.nn import SCALE_RANGE
 
@@ -192,7 +192,7 @@ def check_groups(
                 "sklearn.set_config(enable_metadata_routing=True)), or set group_column to the column that "
                 "holds the labels",
                 UserWarning,
-                stacklevel=5,
+                stacklevel=caller_level(),
             )
         return np.arange(n_rows)
     if isinstance(groups, (str, bytes)) or not hasattr(groups, "__len__"):

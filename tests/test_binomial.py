@@ -240,7 +240,7 @@ def test_tables_and_files(model, clinics, tmp_path):
         (lambda y: np.c_[y, y], r"2 columns.*got shape \(240, 4\)"),
         (lambda y: y / 10.0, "counts of successes and failures"),
         (lambda y: -y, "counts of successes and failures"),
-        (lambda y: y * (np.arange(240) != 7)[:, None], "no trial in row 7.*drop"),
+        (lambda y: y * (np.arange(240) != 7)[:, None], "no trial in row 7; drop"),
         (lambda y: np.where(np.arange(240)[:, None] == 5, np.nan, y), "NaN.*row 5"),
         (lambda y: y[:9], "y has 9 outcomes but X has 240 rows"),
         (lambda y: np.full((240, 2), "a"), "y must be the numbers of successes and failures"),

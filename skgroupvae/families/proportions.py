@@ -35,8 +35,7 @@ class BinomialFamily(BernoulliFamily):
         trials = y.sum(axis=1)
         if not trials.all():
             raise ValueError(
-                f"y has no trial in row {np.flatnonzero(trials == 0)[0]}; family='binomial' needs at least one "
-                "a row; drop such rows"
+                f"y has no trial in row {np.flatnonzero(trials == 0)[0]}; drop the rows without a trial"
             )
         return y[:, 0] / trials, trials
 
