@@ -7,7 +7,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -59,8 +59,9 @@ def each_outcome(combine: _Combine, *, learns: bool = False) -> Callable[[_Metho
             models = getattr(self, "outcomes_", None)
             if models is None:
                 return method(self, *args, **kwargs)
-            given = dict(signature.bind(self, *args, **kwargs).arguments)
-            del given["self"]
+            bound = signature.bind(self, *args, **kwargs)
+            bound.apply_defaults()
+            given = {name: value for name, value in bound.arguments.items() if name != "self"}
             results = {}
             for name, arguments in _arguments_of_each(list(models), given):
                 with _naming(name):
@@ -114,6 +115,16 @@ class SeveralOutcomesMixin(PersistenceMixin):
     The estimator's other learned attributes are then those of the models together: tables with the outcome
     as outer level of their index, numbers as Series, modules as a ModuleList and arrays as a list.
     """
+
+    outcomes_: dict[Any, Any]
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters, also of the models of several outcomes; see scikit-learn's `set_params`."""
+        super().set_params(**params)  # type: ignore[misc]
+        if hasattr(self, "outcomes_"):
+            models = {name: copy.copy(model) for name, model in self.outcomes_.items()}
+            self.outcomes_ = {name: model.set_params(**params) for name, model in models.items()}
+        return self
 
     def _fit_each(self, X: Any, y: Any, groups: Any, sample_weight: Any) -> None:
         names = _names_of(y)

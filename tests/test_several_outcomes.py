@@ -232,6 +232,14 @@ def test_rows_of_unknown_outcome_are_left_out_for_that_outcome(pupils):
 # --- scikit-learn and files
 
 
+def test_parameters_set_after_the_fit_reach_every_outcome(both, apart, pupils):
+    X, Y, school = pupils
+    few = pickle.loads(pickle.dumps(both)).set_params(n_prediction_samples=4)
+    alone = clone(apart[1]).fit(X, Y["reading"], groups=school).set_params(n_prediction_samples=4)
+    np.testing.assert_array_equal(few.predict(X, groups=school)[:, 1], alone.predict(X, groups=school))
+    assert both.outcomes_["reading"].n_prediction_samples == 64
+
+
 def test_one_column_is_one_outcome(pupils, apart):
     X, Y, school = pupils
     with pytest.warns(DataConversionWarning):
@@ -255,6 +263,9 @@ def test_clone_pickle_save_and_load(both, pupils, tmp_path):
     X, Y, school = pupils
     assert not hasattr(clone(both), "outcomes_")
     both.save(tmp_path / "model.safetensors")
+    numbered = quick().fit(X, Y.set_axis([3, 5], axis=1), groups=school)
+    numbered.save(tmp_path / "numbered.safetensors")
+    assert list(CxVAERegressor.load(tmp_path / "numbered.safetensors").outcomes_) == [3, 5]
     for again in (
         pickle.loads(pickle.dumps(both)),
         CxVAERegressor.load(tmp_path / "model.safetensors"),
@@ -288,6 +299,14 @@ def test_one_warning_of_missing_groups_that_points_here(pupils):
     with pytest.warns(UserWarning, match="fitted without groups") as caught:
         quick(random_slopes=None).fit(X[:30], Y[:30])
     assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_warnings_of_predictions_point_here(both, apart, pupils):
+    X = pupils[0][:2].assign(sex="D")
+    for model in (both, apart[0]):
+        with pytest.warns(UserWarning, match=r"categories \['D'\] that the fit has not seen") as caught:
+            model.predict(X)
+        assert {warning.filename for warning in caught} == {__file__}
 
 
 # --- errors
