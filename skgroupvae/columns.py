@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "as_pandas",
+    "caller_level",
     "centre_and_scale",
     "check_unique_columns",
     "is_polars",
@@ -121,6 +122,14 @@ def _position(X: np.ndarray, column: Any) -> int:
             f"group_column={column} is out of range for X with {X.shape[1]} columns; pass a lower position"
         )
     return int(column) % X.shape[1]
+
+
+def caller_level() -> int:
+    """The `stacklevel` of a warning that is about a call from outside the package."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith(f"{__package__}."):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def some(names: list[Any], most: int = 5) -> str:

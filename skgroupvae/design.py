@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from skgroupvae.columns import centre_and_scale, some
+from skgroupvae.columns import caller_level, centre_and_scale, some
 
 __all__ = ["Design"]
 
@@ -96,7 +96,7 @@ class Design:
                     f"column {name!r} of X has categories {some(unseen)} that the fit has not seen; their "
                     "rows get the mean of this column's indicators",
                     UserWarning,
-                    stacklevel=5,
+                    stacklevel=caller_level(),
                 )
             block = np.column_stack(
                 [(column == level).to_numpy(dtype=float) for level in levels[1:]]

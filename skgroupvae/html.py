@@ -36,6 +36,11 @@ def fit_facts(estimator: Any) -> dict[str, str]:
         The log-likelihood is in the units of the table: that of the linear mixed model where the fit is one,
         else the ELBO, a lower bound, averaged over the last epoch.
     """
+    if hasattr(estimator, "outcomes_"):
+        by_outcome = {name: fit_facts(model) for name, model in estimator.outcomes_.items()}
+        return {
+            f"{name}: {fact}": value for name, facts in by_outcome.items() for fact, value in facts.items()
+        }
     sizes = estimator._evidence.sizes
     return {
         "Groups": f"{len(sizes):,} of {sizes.min():,} to {sizes.max():,} rows",

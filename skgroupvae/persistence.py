@@ -159,9 +159,11 @@ class PersistenceMixin:
             )
         return estimator
 
-    def _get_state(self) -> tuple[dict[str, Any], dict[str, NDArray]]:
-        """Fitted attributes as JSON, and the tensors that it names."""
-        write, parameters = Writer({}), self.get_params(deep=False)
+    def _get_state(
+        self, tensors: dict[str, NDArray] | None = None
+    ) -> tuple[dict[str, Any], dict[str, NDArray]]:
+        """Fitted attributes as JSON, and the tensors that it names, added to those given."""
+        write, parameters = Writer({} if tensors is None else tensors), self.get_params(deep=False)
         state: dict[str, Any] = {}
         for name, value in sorted(vars(self).items()):  # so that equal estimators give equal files
             if name == "network_":

@@ -13,14 +13,14 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
+from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
-from skgroupvae.columns import centre_and_scale, some, split_group_column
+from skgroupvae.columns import caller_level, centre_and_scale, some, split_group_column
 from skgroupvae.evidence import Evidence
 from skgroupvae.families import FAMILIES, Family
 from skgroupvae.groups import GroupIndex, as_label_array
 from skgroupvae.html import FitHTMLMixin
-from skgroupvae.persistence import PersistenceMixin
 from skgroupvae.progress import progress_bar
 from skgroupvae.regression import prediction
 from skgroupvae.regression.decoder import RegressionDecoder
@@ -29,12 +29,14 @@ from skgroupvae.regression.mixed_model import LinearMixedModel
 from skgroupvae.regression.network import RegressionNetwork
 from skgroupvae.regression.start import start_at_mixed_model
 from skgroupvae.regression.tables import MixedModelTables
+from skgroupvae.several import SeveralOutcomesMixin, each_outcome, texts
 from skgroupvae.training import TrainingSettings, fit_network, history_table, resolve_schedule
 from skgroupvae.validation import (
     check_covariates,
     check_groups,
     check_hidden_sizes,
     check_outcome,
+    check_trials,
     resolve_device,
 )
 
@@ -57,7 +59,7 @@ _MAX_DOUBLE_ROWS = 20_000
 
 class GroupedRegressor(
     FitHTMLMixin,
-    PersistenceMixin,
+    SeveralOutcomesMixin,
     RegressorMixin,
     TransformerMixin,
     BaseEstimator,
@@ -67,15 +69,15 @@ class GroupedRegressor(
 
     network_: RegressionNetwork
 
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
     def _start_outcome(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
         """Check the outcome, learn its units, and return it in those of the network."""
-        if self.family == "ordinal":
+        if FAMILIES[self.family].has_grades:
             self.classes_ = np.unique(y)
-            if len(self.classes_) < 3:
-                raise ValueError(
-                    f"y has {len(self.classes_)} grades, family='ordinal' needs 3 or more; use "
-                    "'bernoulli' for two"
-                )
         family = self._family()
         family.check_outcome(y)
         self._centre, self._scale = 0.0, 1.0
@@ -84,23 +86,24 @@ class GroupedRegressor(
         return self._inner(y)
 
     def _family(self) -> Family:
-        return FAMILIES["ordinal"](self.classes_) if self.family == "ordinal" else FAMILIES[self.family]()
+        kind = FAMILIES[self.family]
+        return kind(self.classes_) if kind.has_grades else kind()
+
+    def _outcome(self, y: Any, n_rows: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Outcome of each row in the units of y, and how many (trials) it counts as."""
+        kind = FAMILIES[self.family]
+        return kind.as_rows(check_outcome(y, n_rows, kind.columns))
+
+    def _trials(self, trials: Any, n_rows: int) -> NDArray[np.float64]:
+        return check_trials(trials, n_rows, self.family, has_trials=FAMILIES[self.family].has_trials)
 
     def _inner(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
         """Outcome in the units of the network."""
-        if self.family != "ordinal":
-            return (y - self._centre) / self._scale
-        code = np.searchsorted(self.classes_, y).clip(max=len(self.classes_) - 1)
-        if (self.classes_[code] != y).any():
-            raise ValueError("y has grades that the fit has not seen; refit with them, or drop these rows")
-        return code.astype(np.float64)
+        return (self._family().encode(y) - self._centre) / self._scale
 
     def _outer(self, values: torch.Tensor) -> NDArray[np.float64]:
         """Outcome (not a mean) in the units of y."""
-        array = values.cpu().numpy()
-        if self.family == "ordinal":
-            return self.classes_[array.astype(int)]
-        return array * self._scale + self._centre
+        return self._family().decode(values.cpu().numpy() * self._scale + self._centre)
 
     def _random_columns(self, design: NDArray[np.float64], index: GroupIndex) -> list[int]:
         if self.random_slopes is None:
@@ -211,6 +214,7 @@ class GroupedRegressor(
         self.group_effects_ = self._effects_of(q_u, evidence)
         return q_u
 
+    @each_outcome(texts)
     def summary(self) -> str:
         """Table of the mixed model that the fit starts at, and of the fit, to print.
 
@@ -302,32 +306,32 @@ class GroupedRegressor(
 
     # --- reading tables
 
-    @staticmethod
-    def _rows(
-        inner: NDArray[np.float64], design: NDArray[np.float64], weights: NDArray[np.float64] | None = None
-    ) -> torch.Tensor:
-        """Rows of the network (N, 2 + P)."""
-        count = np.ones(len(inner)) if weights is None else weights
-        return torch.from_numpy(np.column_stack([inner, count, design]))
+    def _rows(self, y: Any, design: NDArray[np.float64], trials: Any = 1) -> torch.Tensor:
+        """Rows of the network (N, 2 + P); without y the outcomes are 0, of so many trials."""
+        if y is None:
+            inner, weights = np.zeros(len(design)), self._trials(trials, len(design))
+        else:
+            outcome, weights = self._outcome(y, len(design))
+            inner = self._inner(outcome)
+        rows = torch.from_numpy(np.column_stack([inner, weights, design]))
+        return rows.to(self.network_.decoder.fixed.device)
 
-    def _read(self, X: Any, y: Any, groups: Any) -> tuple[torch.Tensor, Any]:
-        """Rows of the network and labels; without y the outcomes are 0, and without groups there are none."""
+    def _read(self, X: Any, y: Any, groups: Any, trials: Any = 1) -> tuple[torch.Tensor, Any]:
+        """Rows of the network, as `_rows`, and labels; without groups there are none."""
         check_is_fitted(self)
         table, groups = split_group_column(X, self.group_column, groups)
         table = check_covariates(self, table, reset=False)
         design = self._design.transform(table)
-        inner = (
-            np.zeros(len(design)) if y is None else self._inner(check_outcome(y, len(design), constant=True))
-        )
+        rows = self._rows(y, design, trials)
         if groups is not None:
             groups = check_groups(groups, len(design), type(self).__name__)
-        return self._rows(inner, design).to(self.network_.decoder.fixed.device), groups
+        return rows, groups
 
     def _chunks(
-        self, X: Any, y: Any, groups: Any, context: Any, strict_groups: bool = False
+        self, X: Any, y: Any, groups: Any, context: Any, strict_groups: bool = False, trials: Any = 1
     ) -> Iterator[tuple[Family, torch.Tensor, torch.Tensor]]:
-        """Some rows at a time: (family, outcomes of the network, their eta (S, n, n_parameters))."""
-        rows, labels = self._read(X, y, groups)
+        """Some rows at a time: (their family, outcomes in it, their eta (S, n, n_parameters))."""
+        rows, labels = self._read(X, y, groups, trials)
         _warn_of_idle_context(context, labels)
         if labels is None:
             q_u, position = self._prior(), np.zeros(len(rows), dtype=np.intp)
@@ -346,7 +350,7 @@ class GroupedRegressor(
         for start in range(0, len(rows), size):
             part = slice(start, start + size)
             u = draws[:, torch.from_numpy(position[part]).to(draws.device)]
-            yield decoder.family, rows[part, 0], decoder(rows[part, 2:], u)
+            yield *decoder.family.of_rows(rows[part, 0], rows[part, 1]), decoder(rows[part, 2:], u)
 
 
 def _warn_of_idle_context(context: Any, labels: Any) -> None:
@@ -360,7 +364,7 @@ def _warn_of_idle_context(context: Any, labels: Any) -> None:
         warnings.warn(
             f"context has groups {some(list(given))} that no row of X belongs to; they are ignored",
             UserWarning,
-            stacklevel=4,
+            stacklevel=caller_level(),
         )
 
 

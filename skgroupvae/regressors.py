@@ -25,11 +25,20 @@ from skgroupvae.regression import prediction
 from skgroupvae.regression.encoder import FullNormal
 from skgroupvae.regression.marginal import marginal_effects
 from skgroupvae.regression_base import GroupedRegressor
+from skgroupvae.several import (
+    average,
+    each_outcome,
+    has_several,
+    relearned,
+    side_by_side,
+    stacked,
+    total,
+)
 from skgroupvae.validation import (
     check_covariates,
     check_groups,
     check_labels_by_row,
-    check_outcome,
+    check_varies,
     check_weights,
     unchanged_on_error,
 )
@@ -50,13 +59,17 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
     straight lines, and scales and shapes that depend on x and u. The instance code v of a row is the normal
     score of its outcome given x and u, so that the outcome is monotone in v.
 
+    A y of M columns (for a family whose y has one) is M outcomes, each with a model of its own, as M separate
+    fits would give it: given X and the groups they are taken to be independent, and each has group codes of
+    its own. See Notes.
+
     Parameters
     ----------
     family : str, default="gaussian"
-        Distribution of the outcome: "gaussian", "student_t", "bernoulli", "poisson", "negative_binomial" or
-        "ordinal". "gaussian" starts at normal errors of one scale and learns scale,
-        skewness and tails; "ordinal" has cumulative logits for numbers that are grades. Binomial outcomes are
-        two rows of "bernoulli", 1 and 0, with the successes and failures as `sample_weight`.
+        Distribution of the outcome: "gaussian", "student_t", "bernoulli", "binomial", "poisson",
+        "negative_binomial" or "ordinal". "gaussian" starts at normal errors of one scale and learns scale,
+        skewness and tails; "binomial" has two columns y, successes and failures; "ordinal" has cumulative
+        logits for numbers that are grades.
     decoder : {"mlp", "linear"}, default="mlp"
         "linear" is the (generalised) linear mixed model alone; for the gaussian family by maximum likelihood.
     random_slopes : "auto", None or list of names or positions, default="auto"
@@ -128,6 +141,21 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         Number of columns of X.
     feature_names_in_ : ndarray
         Their names, where X had names.
+    outcomes_ : dict of CxVAERegressor
+        Of a fit to several outcomes only: the fitted model of each, by the name of its column of y, or "y0",
+        "y1", ....
+
+    Notes
+    -----
+    After a fit to several outcomes every method takes a y of the same columns (of a DataFrame by name), and
+    results have the outcomes as a last axis: `predict` (n_rows, M), `predict_quantiles` (n_rows, n_quantiles,
+    M), `sample_y` (n_rows, n_samples, M). `transform` gives the codes side by side; `score_samples` is the
+    log density of all outcomes of a row together, their sum; `score` is the mean R². Learned tables have the
+    outcome as outer level of their index, learned numbers are Series by outcome, `network_` is a ModuleList
+    and `classes_` a list.
+
+    Where y is missing (NaN) in `fit`, `update_groups` or `context`, the row tells nothing about that outcome,
+    and the others are learned from it. A fit of an outcome depends on no other outcome.
 
     References
     ----------
@@ -221,12 +249,13 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         ----------
         X : array-like or DataFrame of shape (n_rows, n_features)
             Covariates; columns of a DataFrame that are not numeric are categories.
-        y : array-like of shape (n_rows,)
-            Outcome.
+        y : array-like or DataFrame of shape (n_rows,) or (n_rows, M)
+            Outcome, or M of them; for family="binomial" of shape (n_rows, 2), the successes and the failures
+            of each row, one trial or more in all (``cbind(successes, failures)`` in R).
         groups : array-like of shape (n_rows,), optional
             Group label of each row. None makes every row a group of its own, with a warning.
         sample_weight : array-like of shape (n_rows,), optional
-            How many rows each row counts as, 0 or more.
+            How many rows (of as many trials) each row counts as, 0 or more.
 
         Returns
         -------
@@ -240,17 +269,23 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         """
         with unchanged_on_error(self):
             self._validate_params()
+            if has_several(y, FAMILIES[self.family].columns):
+                self._fit_each(X, y, groups, sample_weight)
+                return self
+            self.__dict__.pop("outcomes_", None)
             table, groups = split_group_column(X, self.group_column, groups)
             table = check_covariates(self, table, reset=True)
-            outcome = check_outcome(y, len(table))
+            outcome, trials = self._outcome(y, len(table))
+            check_varies(outcome)
             labels = check_groups(groups, len(table), type(self).__name__, warn=True)
-            weights = check_weights(sample_weight, table)
+            weights = trials * check_weights(sample_weight, table)
             if (weights == 0).any():
                 kept = weights > 0
                 table, outcome, weights = table[kept], outcome[kept], weights[kept]
                 labels = np.asarray(labels)[kept]
             self._design = Design.fit(table)
-            rows = self._rows(self._start_outcome(outcome), self._design.transform(table), weights)
+            inner = self._start_outcome(outcome)
+            rows = torch.from_numpy(np.column_stack([inner, weights, self._design.transform(table)]))
             index = GroupIndex.from_labels(labels, rows.numpy())
             self._random = self._random_columns(rows[:, 2:].numpy(), index)
             seed = int(check_random_state(self.random_state).randint(2**31 - 1))
@@ -269,6 +304,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
             )
         return self
 
+    @each_outcome(relearned, learns=True)
     def update_groups(self, X: Any, y: ArrayLike, *, groups: ArrayLike | None = None) -> Self:
         """Add rows with outcomes to what is known of their groups; the networks stay as they are.
 
@@ -285,6 +321,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         self._set_evidence(self._evidence.plus(self._evidence_of(rows, labels)))
         return self
 
+    @each_outcome(stacked)
     def predict(
         self,
         X: Any,
@@ -293,8 +330,9 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         context: tuple[Any, ArrayLike, ArrayLike] | None = None,
         return_std: bool = False,
         strict_groups: bool = False,
+        trials: ArrayLike = 1,
     ) -> Any:
-        """Expected outcome of each row.
+        """Expected outcome of each row; for family="binomial" the expected proportion of successes.
 
         Parameters
         ----------
@@ -309,6 +347,8 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
             Also return the standard deviation of the prediction, noise included.
         strict_groups : bool, default=False
             True refuses labels that neither the fit nor the context has.
+        trials : int or array-like of shape (n_rows,), default=1
+            For family="binomial": number of trials whose proportion `return_std` is about.
 
         Returns
         -------
@@ -318,12 +358,14 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         """
         parts = [
             prediction.mixture_moments(family, eta)
-            for family, _, eta in self._chunks(X, None, groups, context, strict_groups)
+            for family, _, eta in self._chunks(X, None, groups, context, strict_groups, trials)
         ]
         mean, variance = (torch.cat(part).double().cpu().numpy() for part in zip(*parts, strict=True))
-        mean = mean * self._scale + self._centre
-        return (mean, np.sqrt(variance) * self._scale) if return_std else mean
+        n_trials = self._trials(trials, len(mean))
+        mean = (mean * self._scale + self._centre) / n_trials
+        return (mean, np.sqrt(variance) * self._scale / n_trials) if return_std else mean
 
+    @each_outcome(stacked)
     def predict_quantiles(
         self,
         X: Any,
@@ -331,6 +373,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         *,
         groups: ArrayLike | None = None,
         context: tuple[Any, ArrayLike, ArrayLike] | None = None,
+        trials: ArrayLike = 1,
     ) -> NDArray[np.float64]:
         """Quantiles of the predictive distribution of each row.
 
@@ -340,20 +383,24 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
             As in `predict`.
         q : float or array-like of shape (n_quantiles,)
             Levels strictly between 0 and 1.
+        trials : int or array-like of shape (n_rows,), default=1
+            For family="binomial": number of trials of each row.
 
         Returns
         -------
         quantiles : ndarray of shape (n_rows, n_quantiles)
+            For family="binomial" numbers of successes among the trials.
         """
         levels = np.atleast_1d(np.asarray(q, dtype=np.float64))
         if levels.ndim != 1 or not ((levels > 0) & (levels < 1)).all():
             raise ValueError(f"q must hold levels strictly between 0 and 1, got {q!r}")
         parts = [
             prediction.mixture_quantiles(family, eta, torch.from_numpy(levels).to(eta))
-            for family, _, eta in self._chunks(X, None, groups, context)
+            for family, _, eta in self._chunks(X, None, groups, context, trials=trials)
         ]
         return self._outer(torch.cat(parts).double())
 
+    @each_outcome(total)
     def score_samples(
         self,
         X: Any,
@@ -368,12 +415,15 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         ----------
         X, groups, context
             As in `predict`.
-        y : array-like of shape (n_rows,)
-            Outcomes.
+        y : array-like of shape (n_rows,) or (n_rows, 2)
+            Outcomes, as in `fit`.
 
         Returns
         -------
         log_density : ndarray of shape (n_rows,)
+            For family="binomial" of the number of successes among the trials of y, binomial coefficient
+            included. With hundreds of trials a row and a group that little is known of, it needs more
+            `n_prediction_samples`.
         """
         parts = [
             prediction.mixture_log_prob(family, outcome, eta)
@@ -381,6 +431,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         ]
         return torch.cat(parts).double().cpu().numpy() - math.log(self._scale)
 
+    @each_outcome(stacked)
     def pit(
         self,
         X: Any,
@@ -396,8 +447,8 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         ----------
         X, groups, context
             As in `predict`.
-        y : array-like of shape (n_rows,)
-            Outcomes.
+        y : array-like of shape (n_rows,) or (n_rows, 2)
+            Outcomes, as in `fit`.
         random_state : int, RandomState instance or None, default=0
             Where the outcome is discrete the value is drawn between P(Y < y) and P(Y <= y).
 
@@ -418,6 +469,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         share = check_random_state(random_state).random_sample(len(upper))
         return below + share * (upper - below)
 
+    @each_outcome(average)
     def score(
         self,
         X: Any,
@@ -426,23 +478,27 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         groups: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
     ) -> float:
-        """Coefficient of determination R² of `predict`.
+        """Coefficient of determination R² of `predict`; for family="binomial" of proportions, by trials.
 
         Parameters
         ----------
         X, groups
             As in `predict`.
-        y : array-like of shape (n_rows,)
-            Outcomes.
+        y : array-like of shape (n_rows,) or (n_rows, 2)
+            Outcomes, as in `fit`.
         sample_weight : array-like of shape (n_rows,), optional
-            Weights of the rows.
+            Weights of the rows, or of each of their trials.
 
         Returns
         -------
         score : float
         """
-        return r2_score(y, self.predict(X, groups=groups), sample_weight=sample_weight)
+        mean = self.predict(X, groups=groups)
+        outcome, trials = self._outcome(y, len(mean))
+        weights = trials if sample_weight is None else trials * np.asarray(sample_weight, dtype=np.float64)
+        return r2_score(outcome, mean, sample_weight=weights)
 
+    @each_outcome(side_by_side)
     def transform(
         self, X: Any, y: ArrayLike | None = None, *, groups: ArrayLike | None = None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -452,7 +508,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         ----------
         X, groups
             As in `fit`.
-        y : array-like of shape (n_rows,)
+        y : array-like of shape (n_rows,) or (n_rows, 2)
             Outcomes; without them nothing tells the codes.
 
         Returns
@@ -471,7 +527,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         q_u = Evidence.of_rows(self.network_, rows, index).posterior(self.network_)
         position = torch.from_numpy(index.codes).to(rows.device)
         draws = prediction.draws_of(q_u, self.n_prediction_samples)
-        v = prediction.normal_scores(self.network_, rows[:, 0], rows[:, 2:], draws, position)
+        v = prediction.normal_scores(self.network_, rows, draws, position)
         return q_u.loc[position].cpu().numpy(), v[:, None].cpu().numpy()
 
     def fit_transform(
@@ -480,6 +536,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         """Fit, then the codes of the same rows; see `fit` and `transform`."""
         return self.fit(X, y, groups=groups).transform(X, y, groups=groups)
 
+    @each_outcome(stacked)
     def sample_y(
         self,
         X: Any,
@@ -487,6 +544,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         *,
         groups: ArrayLike | None = None,
         random_state: int | np.random.RandomState | None = None,
+        trials: ArrayLike = 1,
     ) -> NDArray[np.float64]:
         """Draw outcomes from the predictive distribution, rows of a group with the same u.
 
@@ -498,13 +556,16 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
             Draws a row.
         random_state : int, RandomState instance or None, default=None
             Pass an int for the same draws at every call.
+        trials : int or array-like of shape (n_rows,), default=1
+            For family="binomial": number of trials of each row.
 
         Returns
         -------
         y : ndarray of shape (n_rows, n_samples)
+            For family="binomial" numbers of successes among the trials.
         """
         rng = check_random_state(random_state)
-        rows, labels = self._read(X, None, groups)
+        rows, labels = self._read(X, None, groups, trials)
         index = pd.Index(
             np.zeros(len(rows), dtype=int) if labels is None else np.asarray(labels), tupleize_cols=False
         )
@@ -518,8 +579,10 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         u = chosen.draw(torch.from_numpy(noise).to(q_u.loc))[:, distinct.get_indexer(index)]
         v = torch.from_numpy(rng.standard_normal((n_samples, len(rows)))).to(u)
         decoder = self.network_.decoder
-        return self._outer(decoder.family.at_score(v, decoder(rows[:, 2:], u))).T
+        family, _ = decoder.family.of_rows(rows[:, 0], rows[:, 1])
+        return self._outer(family.at_score(v, decoder(rows[:, 2:], u))).T
 
+    @each_outcome(stacked)
     def translate(
         self,
         X: Any,
@@ -546,7 +609,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         Returns
         -------
         translated : ndarray of shape (n_rows,)
-            Posterior mean.
+            Posterior mean; for family="binomial" of the successes among the row's trials.
         intervals : ndarray of shape (n_rows, n_quantiles)
             Only with `quantiles`.
         """
@@ -557,8 +620,9 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         )
         target = check_labels_by_row(target_group, len(table), "target_group")
         design = self._design.transform(check_covariates(self, table, reset=False))
-        rows = self._rows(self._inner(check_outcome(y, len(design), constant=True)), design)
-        rows = rows.to(self.network_.decoder.fixed.device)
+        if y is None:
+            raise ValueError("y is missing: translate moves outcomes; pass translate(X, y, ...)")
+        rows = self._rows(y, design)
         (q_source, at_source), (q_target, at_target) = (
             self._posterior(labels, context) for labels in (source, target)
         )
@@ -571,7 +635,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         u_source = prediction.draws_of(q_source, self.n_prediction_samples)[:, at_source]
         u_target = prediction.draws_of(q_target, self.n_prediction_samples, seed=1)[:, at_target]
         u_target = torch.where(same[:, None].to(u_source.device), u_source, u_target)
-        moved = self._outer(prediction.translated(self.network_, rows[:, 0], rows[:, 2:], u_source, u_target))
+        moved = self._outer(prediction.translated(self.network_, rows, u_source, u_target))
         mean = moved.mean(0)
         return (
             mean

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import _check_sample_weight, column_or_1d, validate_data
 
-from skgroupvae.columns import check_unique_columns, some
+from skgroupvae.columns import caller_level, check_unique_columns, some
 from skgroupvae.groups import as_label_array
 from skgroupvae.nn import SCALE_RANGE
 
@@ -27,6 +27,8 @@ __all__ = [
     "check_noise_scale",
     "check_outcome",
     "check_table",
+    "check_trials",
+    "check_varies",
     "check_weights",
     "resolve_device",
     "unchanged_on_error",
@@ -111,24 +113,55 @@ def check_weights(sample_weight: Any, table: Any) -> NDArray[np.float64]:
     return weights
 
 
-def check_outcome(y: Any, n_rows: int, *, constant: bool = False) -> NDArray[np.float64]:
-    """One finite number a row; a constant outcome is refused where a fit would start from it."""
+def check_outcome(y: Any, n_rows: int, columns: Sequence[str] = ("outcome",)) -> NDArray[np.float64]:
+    """One finite number a row (N,), or one for each of the columns (N, columns)."""
     if y is None:
         raise ValueError("y is missing: requires y to be passed, but the target y is None")
     try:
-        outcome = column_or_1d(np.asarray(y), dtype=np.float64, warn=True)
+        outcome = np.asarray(y)
+        if len(columns) == 1:
+            outcome = column_or_1d(outcome, dtype=np.float64, warn=True)
+        else:
+            outcome = outcome.astype(np.float64)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"y must be one number a row: {' '.join(str(error).split())}") from error
+        numbers = "one number a row" if len(columns) == 1 else f"the numbers of {' and '.join(columns)}"
+        raise ValueError(f"y must be {numbers}: {' '.join(str(error).split())}") from error
+    if len(columns) > 1 and (outcome.ndim != 2 or outcome.shape[1] != len(columns)):
+        raise ValueError(
+            f"y must have {len(columns)} columns, {' and '.join(columns)}, got shape {outcome.shape}; pass "
+            f"np.column_stack([{', '.join(columns)}])"
+        )
     if len(outcome) != n_rows:
         raise ValueError(f"y has {len(outcome)} outcomes but X has {n_rows} rows; pass one outcome a row")
     if not np.isfinite(outcome).all():
-        row = np.flatnonzero(~np.isfinite(outcome))[0]
+        row = np.argwhere(~np.isfinite(outcome))[0][0]
         raise ValueError(f"y contains NaN or infinite values (inf), first at row {row}; drop these rows")
-    if not constant and n_rows > 1 and np.ptp(outcome) == 0.0:
+    return outcome
+
+
+def check_varies(outcome: NDArray[np.float64]) -> None:
+    """Refuse a constant outcome, from which no fit can start."""
+    if len(outcome) > 1 and np.ptp(outcome) == 0.0:
         raise ValueError(
             f"y is constant ({outcome[0]:g} in every row), so there is nothing to learn; check y"
         )
-    return outcome
+
+
+def check_trials(trials: Any, n_rows: int, family: str, *, has_trials: bool) -> NDArray[np.float64]:
+    """Number of trials of each row, 1 or more; of a family without them only 1 will do."""
+    if trials is None or (np.ndim(trials) == 0 and trials == 1):
+        return np.ones(n_rows)
+    if not has_trials:
+        raise ValueError(f"trials is for family='binomial', not {family!r}; leave it out")
+    counts = np.asarray(trials)
+    if counts.dtype.kind not in "iuf" or counts.shape not in ((), (n_rows,)):
+        raise ValueError(
+            f"trials must be a number or one a row ({n_rows} of them), got {counts.dtype} of shape "
+            f"{counts.shape}"
+        )
+    if not ((counts >= 1) & (counts == np.round(counts)) & np.isfinite(counts)).all():
+        raise ValueError("trials must be whole numbers of at least 1; drop rows without a trial")
+    return np.broadcast_to(counts.astype(np.float64), (n_rows,))
 
 
 def _about_table(name: str, reason: str) -> str:
@@ -159,7 +192,7 @@ def check_groups(
                 "sklearn.set_config(enable_metadata_routing=True)), or set group_column to the column that "
                 "holds the labels",
                 UserWarning,
-                stacklevel=5,
+                stacklevel=caller_level(),
             )
         return np.arange(n_rows)
     if isinstance(groups, (str, bytes)) or not hasattr(groups, "__len__"):

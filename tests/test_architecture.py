@@ -19,7 +19,7 @@ TIERS = (
     {"__init__"},
     {"estimators", "regressors"},
     {"base", "regression_base"},
-    {"validation", "containers", "persistence", "html"},
+    {"validation", "containers", "persistence", "html", "several"},
     {"values"},
     {"regression"},
     {"design"},

@@ -16,6 +16,7 @@ from skgroupvae.families import (
     OrdinalFamily,
     PoissonFamily,
     StudentTFamily,
+    SuccessesFamily,
 )
 
 DOUBLE = torch.float64
@@ -36,6 +37,7 @@ def ordinal():
 # family, parameters, possible outcomes
 DISCRETE = [
     (BernoulliFamily(), eta_of(0.4), np.arange(2)),
+    (SuccessesFamily(torch.tensor([7.0])), eta_of(0.4), np.arange(8)),
     (PoissonFamily(), eta_of(1.3), np.arange(60)),
     (NegativeBinomialFamily().double(), eta_of(1.3, 0.4), np.arange(400)),
     (ordinal(), eta_of(0.5, 0.2), np.arange(4)),

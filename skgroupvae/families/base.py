@@ -35,6 +35,12 @@ class Family(nn.Module, ABC):
         Whether the linear mixed model of the working outcome is this family's by maximum likelihood.
     n_working : int
         The first so many of them, about which :meth:`working` says what a row tells.
+    columns : tuple of str
+        What the columns of y hold; one column is a y of one dimension.
+    has_grades : bool
+        Whether the constructor takes the distinct values of y, in order.
+    has_trials : bool
+        Whether a row of weight n is n trials.
     """
 
     n_parameters = 1
@@ -42,9 +48,36 @@ class Family(nn.Module, ABC):
     max_departure: tuple[float, ...] = ()
     is_linear_exact = False
     is_continuous = False
+    columns: tuple[str, ...] = ("outcome",)
+    has_grades = False
+    has_trials = False
+
+    @staticmethod
+    def as_rows(y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Outcome of each row and how many it counts as (both (N,)), from y (N,) or (N, columns)."""
+        return y, np.ones(len(y))
 
     def check_outcome(self, y: NDArray[np.float64]) -> None:
         """Raise a ValueError on an outcome that this family cannot have."""
+
+    def encode(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Outcome as the family's methods take it."""
+        return y
+
+    def decode(self, outcome: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Outcome as y has it."""
+        return outcome
+
+    def of_rows(self, y: Tensor, weights: Tensor) -> tuple[Family, Tensor]:
+        """Distribution of whole rows and their outcomes in it: where a row is `weights` trials, of all."""
+        return self, y
+
+    def variance_within(self, y: Tensor, information: Tensor | None = None) -> Tensor:
+        """Variance of the working outcomes whose mean is that of a row; 0 where a row is one outcome.
+
+        `information` is that of :meth:`working`; None is for :meth:`working_outcome`.
+        """
+        return torch.zeros_like(y)
 
     @abstractmethod
     def working_outcome(self, y: Tensor) -> Tensor:

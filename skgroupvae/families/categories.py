@@ -27,8 +27,16 @@ class BernoulliFamily(Family):
 
     def working_outcome(self, y: Tensor) -> Tensor:
         # A straight line through the logit at the mean.
-        rate = y.mean().clamp(0.02, 0.98)
-        return (y - rate) / (rate * (1.0 - rate)) + torch.logit(rate)
+        rate = self._rate(y)
+        return (y - rate) / self._slope(y) + torch.logit(rate)
+
+    @staticmethod
+    def _rate(y: Tensor) -> Tensor:
+        return y.mean().clamp(0.02, 0.98)
+
+    def _slope(self, y: Tensor) -> Tensor:
+        """Of the probability in its logit, at the mean of y."""
+        return self._rate(y) * (1.0 - self._rate(y))
 
     def log_prob(self, y: Tensor, eta: Tensor) -> Tensor:
         return logsigmoid(torch.where(y > 0.5, eta[..., 0], -eta[..., 0]))
@@ -58,13 +66,19 @@ class OrdinalFamily(Family):
 
     n_parameters = 2
     max_departure = (1.5,)
+    has_grades = True
 
     values: Tensor
 
     def __init__(self, values: Sequence[float]) -> None:
         super().__init__()
         n_categories = len(values)
+        if n_categories < 3:
+            raise ValueError(
+                f"y has {n_categories} grades, family='ordinal' needs 3 or more; use 'bernoulli' for two"
+            )
         self.n_categories = n_categories
+        self.grades = np.asarray(values)
         self.register_buffer("values", torch.as_tensor(values, dtype=torch.float32))
         self.first_cut = nn.Parameter(torch.zeros(1))
         self.raw_steps = nn.Parameter(torch.zeros(n_categories - 2))
@@ -72,6 +86,15 @@ class OrdinalFamily(Family):
     @property
     def cuts(self) -> Tensor:
         return torch.cat([self.first_cut, self.first_cut + softplus(self.raw_steps).cumsum(0)])
+
+    def encode(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
+        code = np.searchsorted(self.grades, y).clip(max=self.n_categories - 1)
+        if (self.grades[code] != y).any():
+            raise ValueError("y has grades that the fit has not seen; refit with them, or drop these rows")
+        return code.astype(np.float64)
+
+    def decode(self, outcome: NDArray[np.float64]) -> NDArray[np.float64]:
+        return self.grades[outcome.astype(int)]
 
     def working_outcome(self, y: Tensor) -> Tensor:
         # The logit of the middle rank of each category.

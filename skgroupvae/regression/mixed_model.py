@@ -73,6 +73,7 @@ def fit_linear_mixed_model(
     segments: Segments,
     weights: Tensor | None = None,
     n_rows: float | None = None,
+    within: Tensor | None = None,
 ) -> LinearMixedModel:
     """Fit by maximum likelihood.
 
@@ -91,6 +92,8 @@ def fit_linear_mixed_model(
     n_rows : float, optional
         Number of rows that the noise is estimated from; None takes the sum of the weights, which makes them
         counts. With the true number they are precisions, in units of that of the noise.
+    within : Tensor of shape (N,), optional
+        Variance of the outcomes that y is the mean of; None is for rows of one outcome each.
 
     Returns
     -------
@@ -102,7 +105,7 @@ def fit_linear_mixed_model(
     moments = _Moments(
         segments.sum(weighted[:, :, None] * f[:, None, :]),
         segments.sum(weighted * y[:, None]),
-        (w * y) @ y,
+        w @ (y.square() if within is None else y.square() + within),
         float(w.sum()) if n_rows is None else n_rows,
     )
     columns = torch.as_tensor(list(random), device=f.device)

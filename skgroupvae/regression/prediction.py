@@ -72,13 +72,14 @@ def _quantile(family: Family, eta: Tensor, level: Tensor) -> Tensor:
 
 
 def translated(
-    network: RegressionNetwork, y: Tensor, design: Tensor, u_source: Tensor, u_target: Tensor, seed: int = 0
+    network: RegressionNetwork, rows: Tensor, u_source: Tensor, u_target: Tensor, seed: int = 0
 ) -> Tensor:
     """Outcomes that rows would have had in the target group, one a draw of (u, v): (S, N).
 
     Each row keeps its normal score v. Where the outcome is discrete v is drawn between its bounds.
     """
-    family = network.decoder.family
+    family, y = network.decoder.family.of_rows(rows[:, 0], rows[:, 1])
+    design = rows[:, 2:]
     eta = network.decoder(design, u_source)
     v, spread = family.normal_score(y.expand(eta.shape[:-1]), eta)
     if not family.is_continuous:
@@ -86,11 +87,10 @@ def translated(
     return family.at_score(v, network.decoder(design, u_target))
 
 
-def normal_scores(
-    network: RegressionNetwork, y: Tensor, design: Tensor, draws: Tensor, position: Tensor
-) -> Tensor:
+def normal_scores(network: RegressionNetwork, rows: Tensor, draws: Tensor, position: Tensor) -> Tensor:
     """Posterior mean of v of each row over draws u (S, G, U) of its group's code: (N,)."""
+    family, y = network.decoder.family.of_rows(rows[:, 0], rows[:, 1])
     total = torch.zeros_like(y)
     for u in draws:
-        total += network.decoder.family.normal_score(y, network.decoder(design, u[position]))[0]
+        total += family.normal_score(y, network.decoder(rows[:, 2:], u[position]))[0]
     return total / len(draws)

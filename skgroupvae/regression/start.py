@@ -64,7 +64,8 @@ def start_at_mixed_model(
     """
     decoder, family = network.decoder, network.decoder.family
     rows = _Rows(x[:, 0].double(), x[:, 1].double(), x[:, 2:].double(), segments)
-    model = _fit(family.working_outcome(rows.y), rows, decoder.random, rows.weights)
+    within = family.variance_within(rows.y)
+    model = _fit(family.working_outcome(rows.y), within, rows, decoder.random, rows.weights)
     factor, shift = family.start(rows.y, rows.design @ model.fixed, model.noise)
     model = _scaled(model, factor, shift)
     if family.is_continuous:
@@ -89,7 +90,8 @@ def _penalized_quasi_likelihood(
         if float((information < _LITTLE).double().mean()) > _MOST:
             break
         working = predictor + (score / information).clamp(-_MAX_STEP, _MAX_STEP)
-        before, after = model, _fit(working, rows, random, rows.weights * information)
+        within = family.variance_within(rows.y, information)
+        before, after = model, _fit(working, within, rows, random, rows.weights * information)
         if not bool(torch.isfinite(after.fixed).all()):
             break
         model = after
@@ -98,10 +100,10 @@ def _penalized_quasi_likelihood(
     return model
 
 
-def _fit(y: Tensor, rows: _Rows, random: Tensor, weights: Tensor) -> LinearMixedModel:
+def _fit(y: Tensor, within: Tensor, rows: _Rows, random: Tensor, weights: Tensor) -> LinearMixedModel:
     with torch.enable_grad():
         return fit_linear_mixed_model(
-            y, rows.design, random.tolist(), rows.segments, weights, float(rows.weights.sum())
+            y, rows.design, random.tolist(), rows.segments, weights, float(rows.weights.sum()), within
         )
 
 
