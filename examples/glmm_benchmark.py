@@ -6,16 +6,17 @@
 A world: 200 groups of 15 rows and 50 groups more, one covariate x ~ N(0, 1), and a random intercept and
 slope that are independent and normal. A fifth of the rows of the 200 groups is held out (``known``), and all
 rows of the 50 (``new``). Figures, means over the seeds: intercept, slope and the two standard deviations, to
-compare with the truth in the first line of each family; the mean log predictive probability of held-out rows in
-nats; seconds a fit, predictions included.
+compare with the truth in the first line of each family; the mean log predictive probability of held-out rows
+in nats; seconds a fit, predictions included.
 
 Every model integrates over what it knows of a row's predictor, at its estimates of the other parameters: by
-Gauss-Hermite quadrature where that is normal, in CxVAERegressor by 256 quasi-random draws of u. ``truth`` has
-the true parameters and the exact posterior of u, by quadrature in both dimensions. statsmodels' models are its
-variational fits (priors: sd 1 of the logarithms of the standard deviations, 2 of the coefficients), with two
-independent random effects as in the world, and so are GPBoost's, by its Laplace approximation; CxVAERegressor
-has a correlation to learn as well. ``its tables`` are `fixed_effects_` and `variance_components_` of the line
-above, which are those of the start of the fit (penalised quasi-likelihood); the line above has the fit's own.
+Gauss-Hermite quadrature where that is normal, in CxVAERegressor by 256 quasi-random draws of u. ``truth``
+has the true parameters and the exact posterior of u, by quadrature in both dimensions. statsmodels' models
+are its variational fits (priors: sd 1 of the logarithms of the standard deviations, 2 of the coefficients),
+with two independent random effects as in the world, and so are GPBoost's, by its Laplace approximation;
+CxVAERegressor has a correlation to learn as well. ``its tables`` are `fixed_effects_` and
+`variance_components_` of the line above, which are those of the start of the fit (penalised quasi-
+likelihood); the line above has the fit's own.
 Needs the extra ``benchmark``: statsmodels and, where it is installed, gpboost.
 """
 

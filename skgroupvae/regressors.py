@@ -244,6 +244,8 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         ValueError, TypeError
             If a parameter, the table, the outcome or the labels cannot be used; the estimator is then as it
             was.
+        ImportError
+            If a formula is given and formulaic is not installed.
         """
         with unchanged_on_error(self):
             self._validate_params()

@@ -54,8 +54,8 @@ class FormulaDesign(Design):
         for name in self.formula.columns:
             column = table[name]
             if name in self.formula.categories or not pd.api.types.is_numeric_dtype(column.dtype):
-                design.levels[name] = levels = _levels(column)
-                design.shares[name] = np.array([(column == level).mean() for level in levels])
+                shares = _shares(column)
+                design.levels[name], design.shares[name] = list(shares), np.array([*shares.values()])
         matrix, spec = design._evaluated(table)
         design.names = list(spec.column_names)
         design.widths = [len(row[2]) for row in spec.structure]
@@ -182,12 +182,14 @@ class FormulaDesign(Design):
         return [j for j in self.columns_of(alone) if np.isin(matrix[:, j], (0.0, 1.0)).all()]
 
 
-def _levels(column: pd.Series) -> list[Any]:
-    """Categories that occur: in the order of a categorical column, else sorted."""
-    present = column.unique().tolist()
+def _shares(column: pd.Series) -> dict[Any, float]:
+    """How often each category occurs: in the order of a categorical column, else sorted."""
+    counts = column.value_counts(normalize=True, sort=False)
+    shares = {level: share for level, share in zip(counts.index.tolist(), counts, strict=True) if share}
     if isinstance(column.dtype, pd.CategoricalDtype):
-        return [level for level in column.cat.categories.tolist() if level in present]
-    return sorted(present) if pd.api.types.is_numeric_dtype(column.dtype) else sorted(present, key=str)
+        return shares  # in that order
+    order = sorted(shares) if pd.api.types.is_numeric_dtype(column.dtype) else sorted(shares, key=str)
+    return {level: shares[level] for level in order}
 
 
 def _plain(state: Any) -> Any:
