@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.utils.validation import check_is_fitted
 
 from skgroupvae.columns import is_polars, split_group_column
 from skgroupvae.design import Design
@@ -71,6 +72,10 @@ class RegressionInput:
             return check_covariates(self, table, reset=reset)
         if len(table.columns):
             check_covariates(self, table, reset=reset)
+        elif not len(table):
+            raise ValueError(
+                "X is empty: found 0 samples while a minimum of 1 is required; pass at least one row"
+            )
         elif reset:  # `y ~ 1 + (1 | group)`
             self.n_features_in_, self.feature_names_in_ = 0, np.array([], dtype=object)
         # As it came: the check makes numbers of whole numbers, which may name categories.
@@ -80,7 +85,10 @@ class RegressionInput:
         """Outcomes y, or the column of the table that the formula names."""
         if y is None and self._formula is not None and self._formula.outcome is not None:
             return self._formula.outcome_of(X)
-        return check_outcome(y, 0) if y is None and required else y
+        if y is None and required:
+            check_is_fitted(self)
+            check_outcome(y, 0)  # says that it is missing
+        return y
 
     def _context(self, context: Any) -> tuple[Any, Any, Any]:
         """Rows, outcomes and labels of a context."""

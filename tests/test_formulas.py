@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from sklearn.base import clone
 from sklearn.compose import TransformedTargetRegressor
+from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_score
 
 from skgroupvae import CxVAERegressor, persistence
@@ -275,6 +276,7 @@ def test_unseen_categories_get_the_mean_over_those_of_the_fit(rich, pupils):
         ("y ~ log(x - 100) + (1 | school)", r"formula gives NaN.*\['log\(x - 100\)'\].*row 0 of X; drop"),
         ("y ~ log(sex) + (1 | school)", "formula cannot be evaluated on X"),
         ("y ~ C(sex, levels=['F']) + (1 | school)", "formula cannot be evaluated on X.*categories outside"),
+        ("y ~ C(x, levels=[1]) + (1 | school)", r"formula cannot be evaluated on X.{1,320}\[\.\.\.\]$"),
         ("y ~ bs(x, df=1) + (1 | school)", "formula cannot be evaluated on X.*df"),
     ],
 )
@@ -323,6 +325,10 @@ def test_tables_that_do_not_fit(rich, pupils):
         clone(rich).fit(pupils.assign(sex=[None, *pupils["sex"][1:]]))
     with pytest.raises(ValueError, match="formula cannot be evaluated on X"):
         rich.predict(pupils.assign(x="high"))
+    with pytest.raises(ValueError, match="X is empty"):
+        model_of("y ~ 1 + (1 | school)").fit(pupils[:0])
+    with pytest.raises(NotFittedError):
+        clone(rich).score(pupils)
     splines = model_of("y ~ bs(age, df=4) + (1 | school)").fit(pupils)
     with pytest.raises(ValueError, match=r"formula cannot be evaluated on X.*extrapolation"):
         splines.predict(pupils.assign(age=20.0))

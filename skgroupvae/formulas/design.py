@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from dataclasses import dataclass, field
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -131,7 +132,7 @@ class FormulaDesign(Design):
                 warnings.simplefilter("error", DataMismatchWarning)
                 found = self._specification(package).get_model_matrix(clean.set_axis(range(len(frame))))
         except Exception as error:
-            reason = " ".join(str(error).split())
+            reason = shorten(str(error), 300)
             raise ValueError(f"formula cannot be evaluated on X: {reason}") from error
         matrix = np.asarray(found, dtype=np.float64).reshape(len(frame), -1)
         names = list(found.model_spec.column_names)

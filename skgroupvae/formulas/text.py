@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Any, NoReturn
 
 import numpy as np
@@ -233,5 +234,5 @@ def _is(token: Any, kind: str) -> bool:
 
 
 def _cannot_read(text: str, error: Exception) -> NoReturn:
-    reason = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
+    reason = shorten(re.sub(r"\x1b\[[0-9;]*m", "", str(error)), 300)
     raise ValueError(f"formula has {text.strip()!r}, which cannot be read: {reason}") from error
