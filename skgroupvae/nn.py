@@ -7,7 +7,9 @@ comes from a generator that the caller passes.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +24,9 @@ SCALE_RANGE = (math.exp(_MIN_LOG_SCALE), math.exp(_MAX_LOG_SCALE))
 
 def linear(n_in: int, n_out: int, generator: torch.Generator, *, bias: bool = True) -> nn.Linear:
     """Fully connected layer with PyTorch's usual uniform initialisation, drawn from `generator`."""
-    layer = nn.utils.skip_init(nn.Linear, n_in, n_out, bias=bias)
+    # A model may have no covariates; torch warns that such a layer has nothing to initialise.
+    with nullcontext() if n_in else warnings.catch_warnings(action="ignore", category=UserWarning):
+        layer = nn.utils.skip_init(nn.Linear, n_in, n_out, bias=bias)
     bound = max(n_in, 1) ** -0.5
     with torch.no_grad():
         layer.weight.uniform_(-bound, bound, generator=generator)

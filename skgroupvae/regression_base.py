@@ -16,7 +16,7 @@ from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
-from skgroupvae.columns import caller_level, centre_and_scale, some, split_group_column
+from skgroupvae.columns import caller_level, centre_and_scale, some
 from skgroupvae.evidence import Evidence
 from skgroupvae.families import FAMILIES, Family
 from skgroupvae.groups import GroupIndex, as_label_array
@@ -29,10 +29,10 @@ from skgroupvae.regression.mixed_model import LinearMixedModel
 from skgroupvae.regression.network import RegressionNetwork
 from skgroupvae.regression.start import start_at_mixed_model
 from skgroupvae.regression.tables import MixedModelTables
+from skgroupvae.regression_input import RegressionInput
 from skgroupvae.several import SeveralOutcomesMixin, each_outcome, texts
 from skgroupvae.training import TrainingSettings, fit_network, history_table, resolve_schedule
 from skgroupvae.validation import (
-    check_covariates,
     check_groups,
     check_hidden_sizes,
     check_outcome,
@@ -60,6 +60,7 @@ _MAX_DOUBLE_ROWS = 20_000
 class GroupedRegressor(
     FitHTMLMixin,
     SeveralOutcomesMixin,
+    RegressionInput,
     RegressorMixin,
     TransformerMixin,
     BaseEstimator,
@@ -106,6 +107,9 @@ class GroupedRegressor(
         return self._family().decode(values.cpu().numpy() * self._scale + self._centre)
 
     def _random_columns(self, design: NDArray[np.float64], index: GroupIndex) -> list[int]:
+        in_formula = self._random_terms()
+        if in_formula is not None:
+            return [0, *in_formula]
         if self.random_slopes is None:
             return [0]
         if not isinstance(self.random_slopes, str):
@@ -281,9 +285,7 @@ class GroupedRegressor(
         """q(u) of each distinct label, the prior first, and the position of each row's label among them."""
         known = self._evidence
         if context is not None:
-            if not isinstance(context, (tuple, list)) or len(context) != 3:
-                raise ValueError("context must be a triple (X, y, groups): rows, outcomes and their labels")
-            rows, of_rows = self._read(context[0], context[1], context[2])
+            rows, of_rows = self._read(*self._context(context))
             known = known.plus(self._evidence_of(rows, of_rows))
         where = known.positions(labels)
         used, position = np.unique(where, return_inverse=True)
@@ -319,8 +321,8 @@ class GroupedRegressor(
     def _read(self, X: Any, y: Any, groups: Any, trials: Any = 1) -> tuple[torch.Tensor, Any]:
         """Rows of the network, as `_rows`, and labels; without groups there are none."""
         check_is_fitted(self)
-        table, groups = split_group_column(X, self.group_column, groups)
-        table = check_covariates(self, table, reset=False)
+        table, groups = self._split(X, groups)
+        table = self._covariates(table, reset=False)
         design = self._design.transform(table)
         rows = self._rows(y, design, trials)
         if groups is not None:

@@ -16,8 +16,6 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from skgroupvae.columns import split_group_column
-from skgroupvae.design import Design
 from skgroupvae.evidence import Evidence
 from skgroupvae.families import FAMILIES
 from skgroupvae.groups import GroupIndex
@@ -35,7 +33,6 @@ from skgroupvae.several import (
     total,
 )
 from skgroupvae.validation import (
-    check_covariates,
     check_groups,
     check_labels_by_row,
     check_varies,
@@ -94,6 +91,12 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         Quasi-random draws of u that predictions are averaged over.
     group_column : str, int, list of them or None, default=None
         Column of X that holds the group labels, instead of `groups`.
+    formula : str or None, default=None
+        The model as in lme4: ``"score ~ prior * sex + (1 + prior | school)"``. X is then a table that has the
+        outcome (in `fit` and where outcomes are needed; not in `predict`), the covariates and the groups.
+        Without a left side y is passed as ever, without a random part `groups` or `group_column`, and
+        `random_slopes` holds. Needs formulaic: ``pip install "skgroupvae[formula]"``. What a formula may hold
+        is in the guide "From lme4, brms and statsmodels".
     random_state : int, RandomState instance or None, default=None
         Seed of the weights, batches and draws.
     device : {"auto", "cpu", "cuda"} or torch.device, default="auto"
@@ -138,7 +141,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
     n_iter_ : int
         Epochs done.
     n_features_in_ : int
-        Number of columns of X.
+        Number of columns of X; with a formula, of those that its fixed part reads.
     feature_names_in_ : ndarray
         Their names, where X had names.
     outcomes_ : dict of CxVAERegressor
@@ -195,6 +198,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         "n_decoder_samples": [Interval(Integral, 1, None, closed="left")],
         "n_prediction_samples": [Interval(Integral, 1, None, closed="left")],
         "group_column": [str, Integral, list, tuple, None],
+        "formula": [str, None],
         "random_state": ["random_state"],
         "device": [str, torch.device],
         "verbose": ["boolean", StrOptions({"auto"})],
@@ -215,6 +219,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         n_decoder_samples: int = 16,
         n_prediction_samples: int = 64,
         group_column: Any = None,
+        formula: str | None = None,
         random_state: int | np.random.RandomState | None = None,
         device: str | torch.device = "auto",
         verbose: bool | str = "auto",
@@ -231,6 +236,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         self.n_decoder_samples = n_decoder_samples
         self.n_prediction_samples = n_prediction_samples
         self.group_column = group_column
+        self.formula = formula
         self.random_state = random_state
         self.device = device
         self.verbose = verbose
@@ -238,7 +244,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
     def fit(
         self,
         X: Any,
-        y: ArrayLike,
+        y: ArrayLike | None = None,
         *,
         groups: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
@@ -249,11 +255,13 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         ----------
         X : array-like or DataFrame of shape (n_rows, n_features)
             Covariates; columns of a DataFrame that are not numeric are categories.
-        y : array-like or DataFrame of shape (n_rows,) or (n_rows, M)
+        y : array-like or DataFrame of shape (n_rows,) or (n_rows, M), optional
             Outcome, or M of them; for family="binomial" of shape (n_rows, 2), the successes and the failures
-            of each row, one trial or more in all (``cbind(successes, failures)`` in R).
+            of each row, one trial or more in all (``cbind(successes, failures)`` in R). To be left out where
+            the formula names its column, and needed otherwise.
         groups : array-like of shape (n_rows,), optional
-            Group label of each row. None makes every row a group of its own, with a warning.
+            Group label of each row. None makes every row a group of its own, with a warning, unless
+            `group_column` or the formula names the column of the labels.
         sample_weight : array-like of shape (n_rows,), optional
             How many rows (of as many trials) each row counts as, 0 or more.
 
@@ -266,6 +274,8 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         ValueError, TypeError
             If a parameter, the table, the outcome or the labels cannot be used; the estimator is then as it
             was.
+        ImportError
+            If a formula is given and formulaic is not installed.
         """
         with unchanged_on_error(self):
             self._validate_params()
@@ -273,9 +283,10 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
                 self._fit_each(X, y, groups, sample_weight)
                 return self
             self.__dict__.pop("outcomes_", None)
-            table, groups = split_group_column(X, self.group_column, groups)
-            table = check_covariates(self, table, reset=True)
-            outcome, trials = self._outcome(y, len(table))
+            self._design = self._empty_design(y)
+            table, groups = self._split(X, groups)
+            table = self._covariates(table, reset=True)
+            outcome, trials = self._outcome(self._y_of(X, y, required=False), len(table))
             check_varies(outcome)
             labels = check_groups(groups, len(table), type(self).__name__, warn=True)
             weights = trials * check_weights(sample_weight, table)
@@ -283,7 +294,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
                 kept = weights > 0
                 table, outcome, weights = table[kept], outcome[kept], weights[kept]
                 labels = np.asarray(labels)[kept]
-            self._design = Design.fit(table)
+            self._design = self._learn_design(table)
             inner = self._start_outcome(outcome)
             rows = torch.from_numpy(np.column_stack([inner, weights, self._design.transform(table)]))
             index = GroupIndex.from_labels(labels, rows.numpy())
@@ -305,7 +316,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         return self
 
     @each_outcome(relearned, learns=True)
-    def update_groups(self, X: Any, y: ArrayLike, *, groups: ArrayLike | None = None) -> Self:
+    def update_groups(self, X: Any, y: ArrayLike | None = None, *, groups: ArrayLike | None = None) -> Self:
         """Add rows with outcomes to what is known of their groups; the networks stay as they are.
 
         Parameters
@@ -317,7 +328,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         -------
         self : CxVAERegressor
         """
-        rows, labels = self._read(X, y, groups)
+        rows, labels = self._read(X, self._y_of(X, y), groups)
         self._set_evidence(self._evidence.plus(self._evidence_of(rows, labels)))
         return self
 
@@ -341,8 +352,9 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         groups : array-like of shape (n_rows,), optional
             Group labels. A group of the fit is known from its rows there; a new label, and every row where
             groups is None, has the prior over u.
-        context : tuple (X, y, groups), optional
+        context : tuple (X, y, groups) or DataFrame, optional
             More rows with outcomes: they add to what is known of their groups, at once and with no refit.
+            With a formula that names outcome and groups, a table of such rows.
         return_std : bool, default=False
             Also return the standard deviation of the prediction, noise included.
         strict_groups : bool, default=False
@@ -404,7 +416,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
     def score_samples(
         self,
         X: Any,
-        y: ArrayLike,
+        y: ArrayLike | None = None,
         *,
         groups: ArrayLike | None = None,
         context: tuple[Any, ArrayLike, ArrayLike] | None = None,
@@ -415,8 +427,8 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         ----------
         X, groups, context
             As in `predict`.
-        y : array-like of shape (n_rows,) or (n_rows, 2)
-            Outcomes, as in `fit`.
+        y : array-like of shape (n_rows,) or (n_rows, 2), optional
+            Outcomes, as in `fit`. None takes the column that the formula names.
 
         Returns
         -------
@@ -427,7 +439,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         """
         parts = [
             prediction.mixture_log_prob(family, outcome, eta)
-            for family, outcome, eta in self._chunks(X, y, groups, context)
+            for family, outcome, eta in self._chunks(X, self._y_of(X, y), groups, context)
         ]
         return torch.cat(parts).double().cpu().numpy() - math.log(self._scale)
 
@@ -435,7 +447,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
     def pit(
         self,
         X: Any,
-        y: ArrayLike,
+        y: ArrayLike | None = None,
         *,
         groups: ArrayLike | None = None,
         context: tuple[Any, ArrayLike, ArrayLike] | None = None,
@@ -447,8 +459,8 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         ----------
         X, groups, context
             As in `predict`.
-        y : array-like of shape (n_rows,) or (n_rows, 2)
-            Outcomes, as in `fit`.
+        y : array-like of shape (n_rows,) or (n_rows, 2), optional
+            Outcomes, as in `fit`. None takes the column that the formula names.
         random_state : int, RandomState instance or None, default=0
             Where the outcome is discrete the value is drawn between P(Y < y) and P(Y <= y).
 
@@ -463,7 +475,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         """
         parts = [
             prediction.mixture_cdf(family, outcome, eta)
-            for family, outcome, eta in self._chunks(X, y, groups, context)
+            for family, outcome, eta in self._chunks(X, self._y_of(X, y), groups, context)
         ]
         below, upper = (torch.cat(part).double().cpu().numpy() for part in zip(*parts, strict=True))
         share = check_random_state(random_state).random_sample(len(upper))
@@ -473,7 +485,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
     def score(
         self,
         X: Any,
-        y: ArrayLike,
+        y: ArrayLike | None = None,
         *,
         groups: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
@@ -484,8 +496,8 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         ----------
         X, groups
             As in `predict`.
-        y : array-like of shape (n_rows,) or (n_rows, 2)
-            Outcomes, as in `fit`.
+        y : array-like of shape (n_rows,) or (n_rows, 2), optional
+            Outcomes, as in `fit`. None takes the column that the formula names.
         sample_weight : array-like of shape (n_rows,), optional
             Weights of the rows, or of each of their trials.
 
@@ -494,7 +506,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         score : float
         """
         mean = self.predict(X, groups=groups)
-        outcome, trials = self._outcome(y, len(mean))
+        outcome, trials = self._outcome(self._y_of(X, y), len(mean))
         weights = trials if sample_weight is None else trials * np.asarray(sample_weight, dtype=np.float64)
         return r2_score(outcome, mean, sample_weight=weights)
 
@@ -509,7 +521,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         X, groups
             As in `fit`.
         y : array-like of shape (n_rows,) or (n_rows, 2)
-            Outcomes; without them nothing tells the codes.
+            Outcomes; without them nothing tells the codes. None takes the column that the formula names.
 
         Returns
         -------
@@ -518,6 +530,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         v : ndarray of shape (n_rows, 1)
             Posterior means of the outcomes' normal scores.
         """
+        y = self._y_of(X, y, required=False)
         rows, labels = self._read(X, y, groups)
         if y is None:
             raise ValueError(
@@ -531,7 +544,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         return q_u.loc[position].cpu().numpy(), v[:, None].cpu().numpy()
 
     def fit_transform(
-        self, X: Any, y: ArrayLike, *, groups: ArrayLike | None = None
+        self, X: Any, y: ArrayLike | None = None, *, groups: ArrayLike | None = None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Fit, then the codes of the same rows; see `fit` and `transform`."""
         return self.fit(X, y, groups=groups).transform(X, y, groups=groups)
@@ -586,7 +599,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
     def translate(
         self,
         X: Any,
-        y: ArrayLike,
+        y: ArrayLike | None = None,
         *,
         source_group: Any = None,
         target_group: Any,
@@ -600,7 +613,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         X, y, context
             As in `predict`, with the rows' own outcomes.
         source_group : label or array-like of shape (n_rows,), optional
-            Their group, or that of each row. None takes the `group_column`.
+            Their group, or that of each row. None takes the `group_column`, or that of the formula.
         target_group : label or array-like of shape (n_rows,)
             The group to move them to.
         quantiles : array-like of float, optional
@@ -614,15 +627,13 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
             Only with `quantiles`.
         """
         check_is_fitted(self)
-        table, in_column = split_group_column(X, self.group_column, None)
+        table, in_column = self._split(X, None)
         source = check_labels_by_row(
             in_column if source_group is None else source_group, len(table), "source_group"
         )
         target = check_labels_by_row(target_group, len(table), "target_group")
-        design = self._design.transform(check_covariates(self, table, reset=False))
-        if y is None:
-            raise ValueError("y is missing: translate moves outcomes; pass translate(X, y, ...)")
-        rows = self._rows(y, design)
+        design = self._design.transform(self._covariates(table, reset=False))
+        rows = self._rows(self._y_of(X, y), design)
         (q_source, at_source), (q_target, at_target) = (
             self._posterior(labels, context) for labels in (source, target)
         )

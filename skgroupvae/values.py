@@ -6,6 +6,7 @@ tensors; any other value is ``{kind: parts}`` with a kind of `_KINDS`: a new one
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from skgroupvae.design import Design
 from skgroupvae.evidence import Evidence
+from skgroupvae.formulas import Formula, FormulaDesign
 
 __all__ = ["Writer", "kind_of", "read_value"]
 
@@ -163,6 +165,10 @@ def _random_state(
     return state
 
 
+def _fields(value: Any) -> list:
+    return [getattr(value, field.name) for field in dataclasses.fields(value)]
+
+
 class _Kind(NamedTuple):
     """How the values of a type are taken to parts, which are values themselves, and built from them again."""
 
@@ -201,6 +207,8 @@ _KINDS: Mapping[str, _Kind] = MappingProxyType(
         "index": _Kind(pd.Index, _index_parts, _index),
         "frame": _Kind(pd.DataFrame, _frame_parts, _frame),
         "design": _Kind(Design, lambda x: [x.names, x.categories, x.indicators, x.centre, x.scale], Design),
+        "formula": _Kind(Formula, _fields, Formula),
+        "formula_design": _Kind(FormulaDesign, _fields, FormulaDesign),
         "evidence": _Kind(Evidence, lambda x: [x.labels, x.totals, x.sizes], Evidence),
         "random_state": _Kind(np.random.RandomState, lambda x: x.get_state(legacy=True), _random_state),
     }

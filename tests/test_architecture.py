@@ -18,10 +18,11 @@ FILES = sorted(PACKAGE.glob("**/*.py"))
 TIERS = (
     {"__init__"},
     {"estimators", "regressors"},
-    {"base", "regression_base"},
+    {"base", "regression_base", "regression_input"},
     {"validation", "containers", "persistence", "html", "several"},
     {"values"},
     {"regression"},
+    {"formulas"},
     {"design"},
     {"columns"},
     {"training", "inference", "evidence", "building", "starting"},
