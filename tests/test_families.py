@@ -40,7 +40,7 @@ DISCRETE = [
     (SuccessesFamily(torch.tensor([7.0])), eta_of(0.4), np.arange(8)),
     (PoissonFamily(), eta_of(1.3), np.arange(60)),
     (NegativeBinomialFamily().double(), eta_of(1.3, 0.4), np.arange(400)),
-    (ordinal(), eta_of(0.5, 0.2), np.arange(4)),
+    (ordinal(), eta_of(0.5, 0.2, 0.1, -0.3), np.arange(4)),
 ]
 ids = [type(family).__name__ for family, _, _ in DISCRETE]
 

@@ -61,11 +61,10 @@ class BernoulliFamily(Family):
 class OrdinalFamily(Family):
     """Ordered categories, coded 0, 1, ..., K - 1: cumulative logits with cutpoints that are learned.
 
-    ``P(Y <= k) = logistic((cut_k - loc) / scale)``; the scale may depend on x and u.
+    ``P(Y <= k) = logistic((cut_k - loc) / scale)``; the scale and the widths between cutpoints may depend on x
+    and u, so that odds need not be proportional (Peterson and Harrell 1990).
     """
 
-    n_parameters = 2
-    max_departure = (1.5,)
     has_grades = True
 
     values: Tensor
@@ -78,14 +77,13 @@ class OrdinalFamily(Family):
                 f"y has {n_categories} grades, family='ordinal' needs 3 or more; use 'bernoulli' for two"
             )
         self.n_categories = n_categories
+        # The linear predictor, the logarithm of the scale, and those of the widths over their common values.
+        self.n_parameters = n_categories
+        self.max_departure = (1.5,) + (1.0,) * (n_categories - 2)
         self.grades = np.asarray(values)
         self.register_buffer("values", torch.as_tensor(values, dtype=torch.float32))
         self.first_cut = nn.Parameter(torch.zeros(1))
         self.raw_steps = nn.Parameter(torch.zeros(n_categories - 2))
-
-    @property
-    def cuts(self) -> Tensor:
-        return torch.cat([self.first_cut, self.first_cut + softplus(self.raw_steps).cumsum(0)])
 
     def encode(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
         code = np.searchsorted(self.grades, y).clip(max=self.n_categories - 1)
@@ -115,8 +113,10 @@ class OrdinalFamily(Family):
 
     def _logits(self, eta: Tensor) -> Tensor:
         """Of P(Y <= k) for k = 0..K-2: (*, K - 1)."""
-        loc, log_scale = eta.unbind(-1)
-        return (self.cuts.to(eta.dtype) - loc[..., None]) * (-log_scale.clamp(-4.0, 4.0)).exp()[..., None]
+        widths = softplus(self.raw_steps).to(eta.dtype) * eta[..., 2:].clamp(-4.0, 4.0).exp()
+        first = self.first_cut.to(eta.dtype) - eta[..., :1]
+        beyond = torch.cat([first, first + widths.cumsum(-1)], dim=-1)
+        return beyond * (-eta[..., 1:2].clamp(-4.0, 4.0)).exp()
 
     def log_prob(self, y: Tensor, eta: Tensor) -> Tensor:
         logits = nn.functional.pad(self._logits(eta), (1, 1))
