@@ -16,6 +16,7 @@ from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from skgroupvae.columns import centre_and_scale, some, split_group_column
+from skgroupvae.containers import CodesMixin
 from skgroupvae.evidence import Evidence
 from skgroupvae.families import FAMILIES, Family
 from skgroupvae.groups import GroupIndex, as_label_array
@@ -56,6 +57,7 @@ _MAX_DOUBLE_ROWS = 20_000
 
 
 class GroupedRegressor(
+    CodesMixin,
     FitHTMLMixin,
     PersistenceMixin,
     RegressorMixin,
@@ -66,6 +68,7 @@ class GroupedRegressor(
     """Base class; the subclass has the constructor and the public methods."""
 
     network_: RegressionNetwork
+    _n_instance_codes = 1
 
     def _start_outcome(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
         """Check the outcome, learn its units, and return it in those of the network."""

@@ -81,6 +81,8 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         Quasi-random draws of u that predictions are averaged over.
     group_column : str, int, list of them or None, default=None
         Column of X that holds the group labels, instead of `groups`.
+    stack_codes : bool, default=False
+        True makes `transform` return one array with the columns u then v.
     random_state : int, RandomState instance or None, default=None
         Seed of the weights, batches and draws.
     device : {"auto", "cpu", "cuda"} or torch.device, default="auto"
@@ -152,6 +154,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
 
     __metadata_request__fit = {"groups": True}  # noqa: RUF012
     __metadata_request__predict = {"groups": True}  # noqa: RUF012
+    __metadata_request__transform = {"groups": True}  # noqa: RUF012
     __metadata_request__score = {"groups": True}  # noqa: RUF012
 
     _parameter_constraints = {  # noqa: RUF012
@@ -167,6 +170,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         "n_decoder_samples": [Interval(Integral, 1, None, closed="left")],
         "n_prediction_samples": [Interval(Integral, 1, None, closed="left")],
         "group_column": [str, Integral, list, tuple, None],
+        "stack_codes": ["boolean"],
         "random_state": ["random_state"],
         "device": [str, torch.device],
         "verbose": ["boolean", StrOptions({"auto"})],
@@ -187,6 +191,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         n_decoder_samples: int = 16,
         n_prediction_samples: int = 64,
         group_column: Any = None,
+        stack_codes: bool = False,
         random_state: int | np.random.RandomState | None = None,
         device: str | torch.device = "auto",
         verbose: bool | str = "auto",
@@ -203,6 +208,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         self.n_decoder_samples = n_decoder_samples
         self.n_prediction_samples = n_prediction_samples
         self.group_column = group_column
+        self.stack_codes = stack_codes
         self.random_state = random_state
         self.device = device
         self.verbose = verbose
@@ -443,9 +449,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         """
         return r2_score(y, self.predict(X, groups=groups), sample_weight=sample_weight)
 
-    def transform(
-        self, X: Any, y: ArrayLike | None = None, *, groups: ArrayLike | None = None
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def transform(self, X: Any, y: ArrayLike | None = None, *, groups: ArrayLike | None = None) -> Any:
         """Codes of rows: u of each row's group, from these rows alone, and the row's own v given it.
 
         Parameters
@@ -457,10 +461,12 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
 
         Returns
         -------
-        u : ndarray of shape (n_rows, U)
+        u : ndarray or DataFrame of shape (n_rows, U)
             Posterior means; u repeats within a group.
-        v : ndarray of shape (n_rows, 1)
+        v : ndarray or DataFrame of shape (n_rows, 1)
             Posterior means of the outcomes' normal scores.
+
+        With ``stack_codes=True`` they come as one array of shape (n_rows, U + 1).
         """
         rows, labels = self._read(X, y, groups)
         if y is None:
@@ -472,11 +478,9 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         position = torch.from_numpy(index.codes).to(rows.device)
         draws = prediction.draws_of(q_u, self.n_prediction_samples)
         v = prediction.normal_scores(self.network_, rows[:, 0], rows[:, 2:], draws, position)
-        return q_u.loc[position].cpu().numpy(), v[:, None].cpu().numpy()
+        return self._wrap(X, q_u.loc[position].cpu().numpy(), v[:, None].cpu().numpy())
 
-    def fit_transform(
-        self, X: Any, y: ArrayLike, *, groups: ArrayLike | None = None
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def fit_transform(self, X: Any, y: ArrayLike, *, groups: ArrayLike | None = None) -> Any:
         """Fit, then the codes of the same rows; see `fit` and `transform`."""
         return self.fit(X, y, groups=groups).transform(X, y, groups=groups)
 
