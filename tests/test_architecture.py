@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.glob("**/*.py"))
 TIERS = (
     {"__init__"},
     {"estimators", "regressors"},
-    {"base", "regression_base"},
+    {"base", "regression_base", "regression_fit"},
     {"validation", "containers", "persistence", "html"},
     {"values"},
     {"regression"},

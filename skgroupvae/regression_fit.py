@@ -1,0 +1,149 @@
+"""How a regression is fitted: from the mixed model to a trained network, and when it stays at that model."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+
+from skgroupvae.design import Design
+from skgroupvae.families import Family
+from skgroupvae.groups import GroupIndex
+from skgroupvae.progress import progress_bar
+from skgroupvae.regression.decoder import RegressionDecoder
+from skgroupvae.regression.encoder import MixedModelEncoder
+from skgroupvae.regression.mixed_model import LinearMixedModel
+from skgroupvae.regression.network import RegressionNetwork
+from skgroupvae.regression.start import start_at_mixed_model
+from skgroupvae.regression.tables import MixedModelTables
+from skgroupvae.training import TrainingSettings, fit_network, history_table, resolve_schedule
+from skgroupvae.validation import check_hidden_sizes, resolve_device
+
+__all__ = ["RegressionFit"]
+
+# Steps of "auto": with few groups there is little to learn from them, and much to overfit
+# (examples/mixed_model_benchmark.py).
+_MIN_AUTO_STEPS, _MAX_AUTO_STEPS = 200, 800
+_AUTO_STEPS_PER_ROOT = 25
+# With so few groups a network is kept only if it pays on groups held out, each in one of so many folds.
+_FEW_GROUPS, _FOLDS = 40, 4
+_BOUND_REPEATS = 8
+
+
+class RegressionFit(BaseEstimator):
+    """Base class of `GroupedRegressor`, which has what this one learns of the table and of the groups."""
+
+    network_: RegressionNetwork
+    _design: Design
+    _random: list[int]
+    _centre: float
+    _scale: float
+
+    def _fit_network(self, rows: torch.Tensor, index: GroupIndex, generator: torch.Generator) -> None:
+        """Learn the network, or leave it at the mixed model where few groups say that it does no better."""
+        is_mixed_model = self.decoder == "linear"
+        if not is_mixed_model and 1 < index.n_groups <= _FEW_GROUPS:
+            is_mixed_model = not self._network_pays(rows, index, generator)
+        self.is_mixed_model_ = is_mixed_model
+        network = self._empty_network(generator)
+        self._set_tables(self._start(network, rows, index, generator), network.decoder.family, rows)
+        self.network_ = network.to(resolve_device(self.device))
+        self.history_ = self._train(self.network_, rows, index, generator)
+        self.n_iter_ = len(self.history_)
+        network.eval().requires_grad_(False).double()
+
+    def _network_pays(self, rows: torch.Tensor, index: GroupIndex, generator: torch.Generator) -> bool:
+        """Whether groups held out are likelier under the network than under the mixed model."""
+        gain = 0.0
+        folds = np.array_split(torch.randperm(index.n_groups, generator=generator).numpy(), _FOLDS)
+        for fold in folds:
+            if not len(fold):
+                continue
+            held_out = np.isin(index.codes, fold)
+            bounds = []
+            learned = torch.from_numpy(~held_out)
+            part = GroupIndex.from_labels(index.codes[~held_out], rows[learned].numpy())
+            for is_mixed_model in (True, False):
+                network = self._network_of(is_mixed_model, generator)
+                self._start(network, rows[learned], part, generator)
+                self._train(network.to(resolve_device(self.device)), rows[learned], part, generator)
+                bounds.append(_held_out_bound(network, rows, index, fold, generator))
+            gain += bounds[1] - bounds[0]
+        return gain > 0.0
+
+    def _empty_network(self, generator: torch.Generator) -> RegressionNetwork:
+        """Untrained network that the parameters, the columns and the choice of the fit ask for."""
+        return self._network_of(self.is_mixed_model_, generator)
+
+    def _network_of(self, is_mixed_model: bool, generator: torch.Generator) -> RegressionNetwork:
+        hidden, family = check_hidden_sizes(self.hidden_sizes), self._family()
+        n_columns, n_random = len(self._design.names), len(self._random)
+        n_codes = n_random + (0 if is_mixed_model else self.n_extra_codes)
+        # One step of Newton's method is no posterior: without a correction the ELBO bends the decoder to it.
+        is_exact = is_mixed_model and family.is_linear_exact
+        encoder = MixedModelEncoder(n_columns, n_codes, () if is_exact else hidden, generator)
+        widths = () if is_mixed_model else hidden
+        decoder = RegressionDecoder(family, n_columns, self._random, n_codes, widths, generator)
+        return RegressionNetwork(encoder, decoder)
+
+    def _start(
+        self, network: RegressionNetwork, rows: torch.Tensor, index: GroupIndex, generator: torch.Generator
+    ) -> LinearMixedModel:
+        order, segments = index.rows_of(np.arange(index.n_groups))
+        return start_at_mixed_model(
+            network, rows[order], segments, self.weight_penalty / len(rows), generator
+        )
+
+    def _set_tables(self, model: LinearMixedModel, family: Family, rows: torch.Tensor) -> None:
+        tables = MixedModelTables(model, self._design, self._random, self._centre, self._scale, family)
+        self.fixed_effects_, self.variance_components_ = tables.fixed_effects(), tables.variance_components()
+        self.intraclass_correlation_, *interval = tables.intraclass_correlation()
+        self.intraclass_correlation_interval_ = tuple(interval)
+        n_rows = float(rows[:, 1].sum())
+        self.mixed_model_log_likelihood_ = model.log_likelihood - n_rows * math.log(self._scale)
+
+    def _train(
+        self, network: RegressionNetwork, rows: torch.Tensor, index: GroupIndex, generator: torch.Generator
+    ) -> pd.DataFrame:
+        if network.decoder.network is None and network.decoder.family.is_linear_exact:
+            return history_table([])
+        n_steps = _AUTO_STEPS_PER_ROOT * math.sqrt(index.n_groups)
+        n_steps = min(max(n_steps, _MIN_AUTO_STEPS), _MAX_AUTO_STEPS)
+        max_epochs, batch_size = resolve_schedule(self.max_epochs, self.batch_size, index.n_groups, n_steps)
+        settings = TrainingSettings(
+            max_epochs=max_epochs,
+            batch_size=batch_size,
+            learning_rate=self.learning_rate,
+            n_decoder_samples=self.n_decoder_samples,
+        )
+        history = fit_network(
+            network,
+            rows.float().to(network.decoder.fixed.device),
+            index,
+            settings,
+            train_groups=index.by_content(rows.numpy()),
+            validation_groups=np.empty(0, dtype=np.intp),
+            generator=generator,
+            progress=progress_bar(self.verbose),
+        )
+        return history_table(history)
+
+
+@torch.no_grad()
+def _held_out_bound(
+    network: RegressionNetwork,
+    rows: torch.Tensor,
+    index: GroupIndex,
+    fold: NDArray[np.intp],
+    generator: torch.Generator,
+) -> float:
+    """ELBO of the groups at these positions, in nats."""
+    held_out, segments = index.rows_of(fold)
+    device = network.decoder.fixed.device
+    x, segments = rows[held_out].float().to(device), segments.to(device)
+    bounds = [network.elbo(x, segments, generator).elbo.sum() for _ in range(_BOUND_REPEATS)]
+    return float(torch.stack(bounds).mean())
