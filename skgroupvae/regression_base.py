@@ -29,6 +29,7 @@ from skgroupvae.validation import (
     check_covariates,
     check_groups,
     check_outcome,
+    check_weights,
 )
 
 __all__ = ["GroupedRegressor"]
@@ -58,6 +59,7 @@ class GroupedRegressor(
 
     def _start_outcome(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
         """Check the outcome, learn its units, and return it in those of the network."""
+        self._fitted_family = self.family
         if self.family == "ordinal":
             self.classes_ = np.unique(y)
             if len(self.classes_) < 3:
@@ -70,6 +72,16 @@ class GroupedRegressor(
         self._centre, self._scale = 0.0, 1.0
         if family.is_continuous:
             self._centre, self._scale = map(float, centre_and_scale(y))
+        return self._inner(y)
+
+    def _further_outcome(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Check an outcome that the fit is to go on with, and return it in the units of the network."""
+        if self.family != self._fitted_family:
+            raise ValueError(
+                f"family={self.family!r} is not the {self._fitted_family!r} of the fit, so it cannot go on "
+                "from there; fit a clone, or set warm_start=False"
+            )
+        self._family().check_outcome(y)
         return self._inner(y)
 
     def _family(self) -> Family:
@@ -90,6 +102,15 @@ class GroupedRegressor(
         if self.family == "ordinal":
             return self.classes_[array.astype(int)]
         return array * self._scale + self._centre
+
+    def _keep_random_columns(self, design: NDArray[np.float64], index: GroupIndex) -> None:
+        """Refuse random slopes that are not those of the fit; "auto" keeps those."""
+        is_auto = isinstance(self.random_slopes, str)
+        if not is_auto and self._random_columns(design, index) != self._random:
+            raise ValueError(
+                f"random_slopes={self.random_slopes!r} are not those of the fit, so it cannot go on from "
+                "there; fit a clone, or set warm_start=False"
+            )
 
     def _random_columns(self, design: NDArray[np.float64], index: GroupIndex) -> list[int]:
         if self.random_slopes is None:
@@ -209,6 +230,21 @@ class GroupedRegressor(
         """Rows of the network (N, 2 + P)."""
         count = np.ones(len(inner)) if weights is None else weights
         return torch.from_numpy(np.column_stack([inner, count, design]))
+
+    def _read_for_fit(
+        self, X: Any, y: Any, groups: Any, sample_weight: Any, *, reset: bool, constant: bool = False
+    ) -> tuple[Any, NDArray[np.float64], Any, NDArray[np.float64]]:
+        """Covariates, outcome, labels and weights of the rows that count."""
+        table, groups = split_group_column(X, self.group_column, groups)
+        table = check_covariates(self, table, reset=reset)
+        outcome = check_outcome(y, len(table), constant=constant)
+        labels = check_groups(groups, len(table), type(self).__name__, warn=True)
+        weights = check_weights(sample_weight, table)
+        if (weights == 0).any():
+            kept = weights > 0
+            table, outcome, weights = table[kept], outcome[kept], weights[kept]
+            labels = np.asarray(labels)[kept]
+        return table, outcome, labels, weights
 
     def _read(self, X: Any, y: Any, groups: Any) -> tuple[torch.Tensor, Any]:
         """Rows of the network and labels; without y the outcomes are 0, and without groups there are none."""

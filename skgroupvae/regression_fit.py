@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
 
 from skgroupvae.design import Design
+from skgroupvae.evidence import Evidence
 from skgroupvae.families import Family
 from skgroupvae.groups import GroupIndex
 from skgroupvae.progress import progress_bar
 from skgroupvae.regression.decoder import RegressionDecoder
 from skgroupvae.regression.encoder import MixedModelEncoder
+from skgroupvae.regression.marginal import marginal_effects
 from skgroupvae.regression.mixed_model import LinearMixedModel
 from skgroupvae.regression.network import RegressionNetwork
 from skgroupvae.regression.start import start_at_mixed_model
 from skgroupvae.regression.tables import MixedModelTables
+from skgroupvae.starting import continued
 from skgroupvae.training import TrainingSettings, fit_network, history_table, resolve_schedule
-from skgroupvae.validation import check_hidden_sizes, resolve_device
+from skgroupvae.validation import check_hidden_sizes, resolve_device, unchanged_on_error
 
 __all__ = ["RegressionFit"]
 
@@ -38,23 +43,74 @@ class RegressionFit(BaseEstimator):
     """Base class of `GroupedRegressor`, which has what this one learns of the table and of the groups."""
 
     network_: RegressionNetwork
+    is_mixed_model_: bool
     _design: Design
     _random: list[int]
     _centre: float
     _scale: float
 
-    def _fit_network(self, rows: torch.Tensor, index: GroupIndex, generator: torch.Generator) -> None:
+    def _fit(self, X: Any, y: Any, groups: Any, sample_weight: Any) -> None:
+        """Fit; nothing of the estimator changes if it fails."""
+        with unchanged_on_error(self):
+            self._validate_params()
+            resume = self.warm_start and hasattr(self, "network_")
+            table, outcome, labels, weights = self._read_for_fit(
+                X, y, groups, sample_weight, reset=not resume
+            )
+            if not resume:
+                self._design = Design.fit(table)
+            inner = self._further_outcome(outcome) if resume else self._start_outcome(outcome)
+            rows = self._rows(inner, self._design.transform(table), weights)
+            index = GroupIndex.from_labels(labels, rows.numpy())
+            design = rows[:, 2:].numpy()
+            if resume:
+                self._keep_random_columns(design, index)
+            else:
+                self._random = self._random_columns(design, index)
+            self._fit_network(rows, index, self._generator(), resume)
+            rows = rows.to(self.network_.decoder.fixed.device)
+            q_u = self._set_evidence(Evidence.of_rows(self.network_, rows, index))
+            self.marginal_effects_ = marginal_effects(
+                self.network_,
+                self._design,
+                rows,
+                index.codes,
+                q_u,
+                self._scale,
+                self.fixed_effects_["std_error"].to_numpy()[1:],
+            )
+
+    def _generator(self, n_before: int = 0) -> torch.Generator:
+        """Source of the draws of a fit, or of one that goes on after so many epochs."""
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        return torch.Generator().manual_seed(seed + n_before)
+
+    def _fit_network(
+        self, rows: torch.Tensor, index: GroupIndex, generator: torch.Generator, resume: bool
+    ) -> None:
         """Learn the network, or leave it at the mixed model where few groups say that it does no better."""
         is_mixed_model = self.decoder == "linear"
-        if not is_mixed_model and 1 < index.n_groups <= _FEW_GROUPS:
+        # Where the last fit kept the mixed model there is no network to go on from.
+        resume = resume and (is_mixed_model or not self.is_mixed_model_)
+        if not is_mixed_model and not resume and 1 < index.n_groups <= _FEW_GROUPS:
             is_mixed_model = not self._network_pays(rows, index, generator)
         self.is_mixed_model_ = is_mixed_model
         network = self._empty_network(generator)
         self._set_tables(self._start(network, rows, index, generator), network.decoder.family, rows)
+        if resume:
+            network = self._continued(network, len(rows))
         self.network_ = network.to(resolve_device(self.device))
         self.history_ = self._train(self.network_, rows, index, generator)
         self.n_iter_ = len(self.history_)
         network.eval().requires_grad_(False).double()
+
+    def _continued(self, fresh: RegressionNetwork, n_rows: int) -> RegressionNetwork:
+        """The fitted network, ready to learn on; `fresh` is what the parameters now ask for."""
+        network = continued(self.network_, fresh)
+        if fresh.decoder.is_exact:
+            network.decoder = fresh.decoder
+        network.decoder.set_penalty(self.weight_penalty / n_rows)
+        return network
 
     def _network_pays(self, rows: torch.Tensor, index: GroupIndex, generator: torch.Generator) -> bool:
         """Whether groups held out are likelier under the network than under the mixed model."""
@@ -109,7 +165,7 @@ class RegressionFit(BaseEstimator):
     def _train(
         self, network: RegressionNetwork, rows: torch.Tensor, index: GroupIndex, generator: torch.Generator
     ) -> pd.DataFrame:
-        if network.decoder.network is None and network.decoder.family.is_linear_exact:
+        if network.decoder.is_exact:
             return history_table([])
         n_steps = _AUTO_STEPS_PER_ROOT * math.sqrt(index.n_groups)
         n_steps = min(max(n_steps, _MIN_AUTO_STEPS), _MAX_AUTO_STEPS)

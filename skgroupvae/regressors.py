@@ -17,21 +17,15 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from skgroupvae.columns import split_group_column
-from skgroupvae.design import Design
 from skgroupvae.evidence import Evidence
 from skgroupvae.families import FAMILIES
-from skgroupvae.groups import GroupIndex
 from skgroupvae.regression import prediction
 from skgroupvae.regression.encoder import FullNormal
-from skgroupvae.regression.marginal import marginal_effects
 from skgroupvae.regression_base import GroupedRegressor
 from skgroupvae.validation import (
     check_covariates,
-    check_groups,
     check_labels_by_row,
     check_outcome,
-    check_weights,
-    unchanged_on_error,
 )
 
 __all__ = ["CxVAERegressor"]
@@ -83,6 +77,11 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         Column of X that holds the group labels, instead of `groups`.
     stack_codes : bool, default=False
         True makes `transform` return one array with the columns u then v.
+    warm_start : bool, default=False
+        True makes a further call of `fit` start at the network of the last one, with its standardisation of
+        the columns and the outcome and its random slopes; the groups, and the tables of the mixed model, are
+        those of the new rows alone. The linear mixed model (decoder="linear", gaussian family) is fitted
+        anew, and where the last fit kept it instead of a network, the network starts at it.
     random_state : int, RandomState instance or None, default=None
         Seed of the weights, batches and draws.
     device : {"auto", "cpu", "cuda"} or torch.device, default="auto"
@@ -171,6 +170,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         "n_prediction_samples": [Interval(Integral, 1, None, closed="left")],
         "group_column": [str, Integral, list, tuple, None],
         "stack_codes": ["boolean"],
+        "warm_start": ["boolean"],
         "random_state": ["random_state"],
         "device": [str, torch.device],
         "verbose": ["boolean", StrOptions({"auto"})],
@@ -192,6 +192,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         n_prediction_samples: int = 64,
         group_column: Any = None,
         stack_codes: bool = False,
+        warm_start: bool = False,
         random_state: int | np.random.RandomState | None = None,
         device: str | torch.device = "auto",
         verbose: bool | str = "auto",
@@ -209,6 +210,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         self.n_prediction_samples = n_prediction_samples
         self.group_column = group_column
         self.stack_codes = stack_codes
+        self.warm_start = warm_start
         self.random_state = random_state
         self.device = device
         self.verbose = verbose
@@ -244,35 +246,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
             If a parameter, the table, the outcome or the labels cannot be used; the estimator is then as it
             was.
         """
-        with unchanged_on_error(self):
-            self._validate_params()
-            table, groups = split_group_column(X, self.group_column, groups)
-            table = check_covariates(self, table, reset=True)
-            outcome = check_outcome(y, len(table))
-            labels = check_groups(groups, len(table), type(self).__name__, warn=True)
-            weights = check_weights(sample_weight, table)
-            if (weights == 0).any():
-                kept = weights > 0
-                table, outcome, weights = table[kept], outcome[kept], weights[kept]
-                labels = np.asarray(labels)[kept]
-            self._design = Design.fit(table)
-            rows = self._rows(self._start_outcome(outcome), self._design.transform(table), weights)
-            index = GroupIndex.from_labels(labels, rows.numpy())
-            self._random = self._random_columns(rows[:, 2:].numpy(), index)
-            seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-            generator = torch.Generator().manual_seed(seed)
-            self._fit_network(rows, index, generator)
-            rows = rows.to(self.network_.decoder.fixed.device)
-            q_u = self._set_evidence(Evidence.of_rows(self.network_, rows, index))
-            self.marginal_effects_ = marginal_effects(
-                self.network_,
-                self._design,
-                rows,
-                index.codes,
-                q_u,
-                self._scale,
-                self.fixed_effects_["std_error"].to_numpy()[1:],
-            )
+        self._fit(X, y, groups, sample_weight)
         return self
 
     def update_groups(self, X: Any, y: ArrayLike, *, groups: ArrayLike | None = None) -> Self:
