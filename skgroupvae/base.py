@@ -114,14 +114,19 @@ class GroupedEstimator(
             generator = torch.Generator().manual_seed(seed)
             network = continued(self.network_, self._empty_network(generator).to(self._device))
             # What is stored of the earlier rows is what this part made of them.
-            network.group_encoder.freeze_evidence()
+            network.freeze_evidence()
             self.network_ = network
             rows = self._to_tensor(standard)
             history = fit_network(
                 network,
                 rows.float(),
                 index,
-                self._settings(index.n_groups, max_epochs=1, learning_rate=0.1 * self.learning_rate),
+                self._settings(
+                    index.n_groups,
+                    max_epochs=1,
+                    learning_rate=0.1 * self.learning_rate,
+                    is_incremental=True,
+                ),
                 train_groups=index.by_content(standard),
                 validation_groups=np.empty(0, dtype=np.intp),
                 generator=generator,

@@ -52,6 +52,10 @@ class TrainableNetwork(nn.Module, ABC):
         """q(u) from summed evidence (G, E) and sizes (G,), with ``loc`` and ``scale`` (G, U)."""
 
     @abstractmethod
+    def freeze_evidence(self) -> None:
+        """Keep the evidence of rows as it is in further training: sums stored of earlier rows stay valid."""
+
+    @abstractmethod
     def elbo(self, x: Tensor, segments: Segments, generator: torch.Generator) -> ElboTerms:
         """Estimate of the ELBO of each group."""
 
@@ -83,6 +87,9 @@ class GroupVAENetwork(TrainableNetwork):
 
     def posterior(self, evidence: Tensor, sizes: Tensor) -> Normal:
         return self.group_encoder.posterior(evidence, sizes)
+
+    def freeze_evidence(self) -> None:
+        self.group_encoder.freeze_evidence()
 
     def elbo(self, x: Tensor, segments: Segments, generator: torch.Generator) -> ElboTerms:
         """One-draw estimate of the ELBO (section 2.1), KL terms in closed form.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +46,9 @@ class RegressionFit(BaseEstimator):
 
     network_: RegressionNetwork
     is_mixed_model_: bool
+    _is_anchored: bool
+    n_iter_: int
+    history_: pd.DataFrame
     _design: Design
     _random: list[int]
     _centre: float
@@ -54,6 +59,7 @@ class RegressionFit(BaseEstimator):
         with unchanged_on_error(self):
             self._validate_params()
             resume = self.warm_start and hasattr(self, "network_")
+            self._is_anchored = False
             table, outcome, labels, weights = self._read_for_fit(
                 X, y, groups, sample_weight, reset=not resume
             )
@@ -80,6 +86,37 @@ class RegressionFit(BaseEstimator):
                 self.fixed_effects_["std_error"].to_numpy()[1:],
             )
 
+    def _partial_fit(self, X: Any, y: Any, groups: Any, sample_weight: Any) -> None:
+        """One pass over new rows; nothing of the estimator changes if it fails."""
+        with unchanged_on_error(self):
+            self._validate_params()
+            table, outcome, labels, weights = self._read_for_fit(
+                X, y, groups, sample_weight, reset=False, constant=True
+            )
+            rows = self._rows(self._further_outcome(outcome), self._design.transform(table), weights)
+            index = GroupIndex.from_labels(labels, rows.numpy())
+            self._keep_random_columns(rows[:, 2:].numpy(), index)
+            self._learn_on(rows, index)
+            rows = rows.to(self.network_.decoder.fixed.device)
+            self._set_evidence(self._evidence.plus(Evidence.of_rows(self.network_, rows, index)))
+
+    def _learn_on(self, rows: torch.Tensor, index: GroupIndex) -> None:
+        """One pass over these rows, from the fitted network, with the evidence of rows as it is."""
+        # With another decoder the networks differ, and that is refused.
+        self.is_mixed_model_ = self.is_mixed_model_ or self.decoder == "linear"
+        was_anchored, self._is_anchored = self._is_anchored, True
+        generator = self._generator(self.n_iter_)
+        device = self.network_.decoder.fixed.device
+        network = self._continued(self._empty_network(generator).to(device), len(rows))
+        changes = {"max_epochs": 1, "learning_rate": 0.1 * self.learning_rate, "is_incremental": True}
+        history = self._train(network, rows, index, generator, **changes)
+        if history.empty:
+            self._is_anchored = was_anchored
+            return
+        self.network_ = network.eval().requires_grad_(False).double()
+        self.history_ = pd.concat([self.history_, history.set_axis(history.index + self.n_iter_)])
+        self.n_iter_ += len(history)
+
     def _generator(self, n_before: int = 0) -> torch.Generator:
         """Source of the draws of a fit, or of one that goes on after so many epochs."""
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
@@ -98,7 +135,9 @@ class RegressionFit(BaseEstimator):
         network = self._empty_network(generator)
         self._set_tables(self._start(network, rows, index, generator), network.decoder.family, rows)
         if resume:
-            network = self._continued(network, len(rows))
+            fresh, network = network, self._continued(network, len(rows))
+            if fresh.decoder.is_exact:
+                network.decoder = fresh.decoder
         self.network_ = network.to(resolve_device(self.device))
         self.history_ = self._train(self.network_, rows, index, generator)
         self.n_iter_ = len(self.history_)
@@ -106,9 +145,12 @@ class RegressionFit(BaseEstimator):
 
     def _continued(self, fresh: RegressionNetwork, n_rows: int) -> RegressionNetwork:
         """The fitted network, ready to learn on; `fresh` is what the parameters now ask for."""
-        network = continued(self.network_, fresh)
-        if fresh.decoder.is_exact:
-            network.decoder = fresh.decoder
+        fitted = copy.deepcopy(self.network_)
+        if self._is_anchored:
+            fitted.freeze_evidence()
+        else:
+            fitted.release_evidence()
+        network = continued(fitted, fresh)
         network.decoder.set_penalty(self.weight_penalty / n_rows)
         return network
 
@@ -133,7 +175,10 @@ class RegressionFit(BaseEstimator):
 
     def _empty_network(self, generator: torch.Generator) -> RegressionNetwork:
         """Untrained network that the parameters, the columns and the choice of the fit ask for."""
-        return self._network_of(self.is_mixed_model_, generator)
+        network = self._network_of(self.is_mixed_model_, generator)
+        if self._is_anchored:
+            network.freeze_evidence()
+        return network
 
     def _network_of(self, is_mixed_model: bool, generator: torch.Generator) -> RegressionNetwork:
         hidden, family = check_hidden_sizes(self.hidden_sizes), self._family()
@@ -163,8 +208,14 @@ class RegressionFit(BaseEstimator):
         self.mixed_model_log_likelihood_ = model.log_likelihood - n_rows * math.log(self._scale)
 
     def _train(
-        self, network: RegressionNetwork, rows: torch.Tensor, index: GroupIndex, generator: torch.Generator
+        self,
+        network: RegressionNetwork,
+        rows: torch.Tensor,
+        index: GroupIndex,
+        generator: torch.Generator,
+        **changes: Any,
     ) -> pd.DataFrame:
+        """Train in place, with these changes to the settings of the parameters; returns the history."""
         if network.decoder.is_exact:
             return history_table([])
         n_steps = _AUTO_STEPS_PER_ROOT * math.sqrt(index.n_groups)
@@ -180,7 +231,7 @@ class RegressionFit(BaseEstimator):
             network,
             rows.float().to(network.decoder.fixed.device),
             index,
-            settings,
+            replace(settings, **changes),
             train_groups=index.by_content(rows.numpy()),
             validation_groups=np.empty(0, dtype=np.intp),
             generator=generator,

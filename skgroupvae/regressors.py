@@ -152,6 +152,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
     """
 
     __metadata_request__fit = {"groups": True}  # noqa: RUF012
+    __metadata_request__partial_fit = {"groups": True}  # noqa: RUF012
     __metadata_request__predict = {"groups": True}  # noqa: RUF012
     __metadata_request__transform = {"groups": True}  # noqa: RUF012
     __metadata_request__score = {"groups": True}  # noqa: RUF012
@@ -248,6 +249,46 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         """
         self._fit(X, y, groups, sample_weight)
         return self
+
+    def partial_fit(
+        self,
+        X: Any,
+        y: ArrayLike,
+        *,
+        groups: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> Self:
+        """Learn from more rows, of groups of the fit or of new ones, without the earlier rows.
+
+        The first call is `fit`. Each further one makes one pass over its rows at a tenth of the learning
+        rate. Columns and outcome keep the standardisation of the first call, and what rows tell of their
+        group's u stays what it was under the decoder of that call, so that what is stored of earlier rows
+        stays valid; the correction that turns it into q(u) learns on. `fixed_effects_`,
+        `variance_components_`, `intraclass_correlation_` and `marginal_effects_` stay those of the first
+        call, whose rows they describe.
+
+        The linear mixed model (decoder="linear", gaussian family, or where the fit kept it) has nothing to
+        learn so: the call is then that of `update_groups`.
+
+        Parameters
+        ----------
+        X, y, groups, sample_weight
+            New rows, as in `fit`; those of earlier calls must not be among them, or they count twice.
+
+        Returns
+        -------
+        self : CxVAERegressor
+
+        Raises
+        ------
+        ValueError, TypeError
+            As in `fit`; also if an ordinal outcome has grades that the first call has not seen, or if
+            parameters that shape the network have changed.
+        """
+        if hasattr(self, "network_"):
+            self._partial_fit(X, y, groups, sample_weight)
+            return self
+        return self.fit(X, y, groups=groups, sample_weight=sample_weight)
 
     def update_groups(self, X: Any, y: ArrayLike, *, groups: ArrayLike | None = None) -> Self:
         """Add rows with outcomes to what is known of their groups; the networks stay as they are.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,6 +60,11 @@ class MixedModelEncoder(nn.Module):
     Each row adds its score and information about the linear predictor at u = 0. For a normal outcome they
     give the exact posterior (the BLUP and its variance); else one step of Newton's method. The correction is
     a shift and a stretch in units of that posterior, from sums of learned features of the rows.
+
+    Attributes
+    ----------
+    anchor : RegressionDecoder or None
+        The decoder that evidence is about, where that is not to follow the one that learns.
     """
 
     def __init__(
@@ -70,6 +76,7 @@ class MixedModelEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.n_group_codes = n_group_codes
+        self.anchor: RegressionDecoder | None = None
         self.row_network: nn.Module | None = None
         self.group_network: nn.Module | None = None
         if hidden:
@@ -77,8 +84,25 @@ class MixedModelEncoder(nn.Module):
             n_summaries = hidden[-1] + 2 + 2 * n_group_codes + 1
             self.group_network = mlp(n_summaries, hidden, 2 * n_group_codes, generator, zero_last=True)
 
+    def freeze_evidence(self, decoder: RegressionDecoder) -> None:
+        """From now on the evidence of rows is about this decoder as it is, whatever it goes on to learn.
+
+        An encoder that is frozen already keeps the decoder that it has.
+        """
+        if self.anchor is None:
+            self.anchor = copy.deepcopy(decoder).requires_grad_(False)
+        if self.row_network is not None:
+            self.row_network.requires_grad_(False)
+
+    def release_evidence(self) -> None:
+        """Undo :meth:`freeze_evidence`."""
+        self.anchor = None
+        if self.row_network is not None:
+            self.row_network.requires_grad_(True)
+
     def evidence(self, rows: Tensor, decoder: RegressionDecoder) -> Tensor:
         """Evidence of each row: (N, 2 + P) -> (N, E)."""
+        decoder = decoder if self.anchor is None else self.anchor
         y, weights, design = rows[:, 0], rows[:, 1:2], rows[:, 2:]
         # The decoder follows the likelihood; through q it would learn to flatter the encoder.
         with torch.no_grad():

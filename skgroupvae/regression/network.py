@@ -42,6 +42,13 @@ class RegressionNetwork(TrainableNetwork):
     def posterior(self, evidence: Tensor, sizes: Tensor) -> FullNormal:
         return self.group_encoder.posterior(evidence)
 
+    def freeze_evidence(self) -> None:
+        self.group_encoder.freeze_evidence(self.decoder)
+
+    def release_evidence(self) -> None:
+        """Undo :meth:`freeze_evidence`: the evidence of rows follows the decoder again."""
+        self.group_encoder.release_evidence()
+
     @torch.no_grad()
     def start_curves(self, x: Tensor, segments: Segments, generator: torch.Generator) -> None:
         """Start the codes beside the random effects where groups differ more than those explain."""
