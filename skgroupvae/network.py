@@ -41,7 +41,7 @@ class TrainableNetwork(nn.Module, ABC):
     group_encoder: Any
     instance_encoder: Any
     decoder: Any
-    regularizer: Regularizer | None
+    regularizer: nn.Module | None
 
     @abstractmethod
     def evidence(self, x: Tensor) -> Tensor:

@@ -189,7 +189,7 @@ class GroupedRegressor(
 
     def _prior(self) -> FullNormal:
         """Of one group."""
-        n_codes = self.network_.group_encoder.n_group_codes
+        n_codes = self.network_.decoder.n_group_codes
         like = self.network_.decoder.fixed
         root = torch.eye(n_codes, dtype=like.dtype, device=like.device)[None]
         return FullNormal(like.new_zeros(1, n_codes), root, like.new_zeros(1))

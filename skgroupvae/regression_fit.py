@@ -24,6 +24,7 @@ from skgroupvae.regression.encoder import MixedModelEncoder
 from skgroupvae.regression.marginal import marginal_effects
 from skgroupvae.regression.mixed_model import LinearMixedModel
 from skgroupvae.regression.network import RegressionNetwork
+from skgroupvae.regression.rows import RowsEncoder, build_rows_encoder, build_rows_regularizer
 from skgroupvae.regression.start import start_at_mixed_model
 from skgroupvae.regression.tables import MixedModelTables
 from skgroupvae.starting import continued
@@ -186,10 +187,19 @@ class RegressionFit(BaseEstimator):
         n_codes = n_random + (0 if is_mixed_model else self.n_extra_codes)
         # One step of Newton's method is no posterior: without a correction the ELBO bends the decoder to it.
         is_exact = is_mixed_model and family.is_linear_exact
-        encoder = MixedModelEncoder(n_columns, n_codes, () if is_exact else hidden, generator)
+        encoder: MixedModelEncoder | RowsEncoder
+        if isinstance(self.group_encoder, str) and self.group_encoder == "mixed_model":
+            encoder = MixedModelEncoder(n_columns, n_codes, () if is_exact else hidden, generator)
+        else:
+            encoder = build_rows_encoder(self.group_encoder, n_columns, n_codes, hidden, generator)
         widths = () if is_mixed_model else hidden
         decoder = RegressionDecoder(family, n_columns, self._random, n_codes, widths, generator)
-        return RegressionNetwork(encoder, decoder)
+        # What is maximum likelihood already is not for the ELBO to move.
+        decoder.requires_grad_(not is_exact)
+        regularizer = None
+        if self.regularizer is not None and not is_exact:
+            regularizer = build_rows_regularizer(self.regularizer, n_columns, hidden, generator)
+        return RegressionNetwork(encoder, decoder, regularizer)
 
     def _start(
         self, network: RegressionNetwork, rows: torch.Tensor, index: GroupIndex, generator: torch.Generator
@@ -216,7 +226,7 @@ class RegressionFit(BaseEstimator):
         **changes: Any,
     ) -> pd.DataFrame:
         """Train in place, with these changes to the settings of the parameters; returns the history."""
-        if network.decoder.is_exact:
+        if not any(parameter.requires_grad for parameter in network.parameters()):
             return history_table([])
         n_steps = _AUTO_STEPS_PER_ROOT * math.sqrt(index.n_groups)
         n_steps = min(max(n_steps, _MIN_AUTO_STEPS), _MAX_AUTO_STEPS)
@@ -226,6 +236,7 @@ class RegressionFit(BaseEstimator):
             batch_size=batch_size,
             learning_rate=self.learning_rate,
             n_decoder_samples=self.n_decoder_samples,
+            regularizer_weight=self.regularizer_weight,
         )
         history = fit_network(
             network,

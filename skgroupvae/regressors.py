@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any, Self
 
@@ -15,7 +15,9 @@ from sklearn.metrics import r2_score
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
+from torch import nn
 
+from skgroupvae.building import GROUP_ENCODERS, REGULARIZERS
 from skgroupvae.columns import split_group_column
 from skgroupvae.evidence import Evidence
 from skgroupvae.families import FAMILIES
@@ -53,6 +55,21 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         two rows of "bernoulli", 1 and 0, with the successes and failures as `sample_weight`.
     decoder : {"mlp", "linear"}, default="mlp"
         "linear" is the (generalised) linear mixed model alone; for the gaussian family by maximum likelihood.
+    group_encoder : str, factory or Module, default="mixed_model"
+        How the rows of a group become q(u). "mixed_model" is one step of Newton's method under the decoder,
+        the exact posterior (BLUP) of a linear mixed model, and a learned correction. "deepsets", "average",
+        "product" and "product_with_prior" are the networks of :class:`GroupVAE` on outcome and covariates,
+        which know nothing of the decoder at the start; they say what starting at the posterior buys. A
+        factory is called with the arguments of a class of :data:`skgroupvae.building.GROUP_ENCODERS`,
+        n_features being one more than the covariates (an indicator for each category but the first); a
+        Module is copied.
+    regularizer : {"context", "instance"}, factory, Module or None, default=None
+        Adversarial bound on the mutual information between a row's v and all other rows of its group, or one
+        other row, as in :class:`GroupVAE`; a row is its outcome and covariates. v is the outcome's normal
+        score given the covariates and a draw of u, and where the outcome is discrete the posterior mean of
+        v. Not used where nothing is learned but u: decoder="linear" of the gaussian family.
+    regularizer_weight : float, default=1.0
+        What one nat of that information costs, in nats of a row's ELBO.
     random_slopes : "auto", None or list of names or positions, default="auto"
         Covariates whose slope varies by group, beside the intercept. "auto" takes those that vary within
         groups, at most 5; None none.
@@ -160,6 +177,9 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
     _parameter_constraints = {  # noqa: RUF012
         "family": [StrOptions(set(FAMILIES))],
         "decoder": [StrOptions({"mlp", "linear"})],
+        "group_encoder": [StrOptions({"mixed_model", *GROUP_ENCODERS}), callable],
+        "regularizer": [StrOptions(set(REGULARIZERS)), callable, None],
+        "regularizer_weight": [Interval(Real, 0, None, closed="left")],
         "random_slopes": [StrOptions({"auto"}), list, tuple, None],
         "n_extra_codes": [Interval(Integral, 0, None, closed="left")],
         "hidden_sizes": ["array-like"],
@@ -182,6 +202,9 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         family: str = "gaussian",
         *,
         decoder: str = "mlp",
+        group_encoder: str | Callable[..., nn.Module] | nn.Module = "mixed_model",
+        regularizer: str | Callable[..., nn.Module] | nn.Module | None = None,
+        regularizer_weight: float = 1.0,
         random_slopes: str | Sequence[Any] | None = "auto",
         n_extra_codes: int = 1,
         hidden_sizes: Sequence[int] = (32, 32),
@@ -200,6 +223,9 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
     ) -> None:
         self.family = family
         self.decoder = decoder
+        self.group_encoder = group_encoder
+        self.regularizer = regularizer
+        self.regularizer_weight = regularizer_weight
         self.random_slopes = random_slopes
         self.n_extra_codes = n_extra_codes
         self.hidden_sizes = hidden_sizes

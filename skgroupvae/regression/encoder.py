@@ -14,7 +14,8 @@ from skgroupvae.regression.decoder import RegressionDecoder
 
 __all__ = ["FullNormal", "MixedModelEncoder"]
 
-_MAX_SCORE = 6.0
+# Of an outcome, as a network sees it.
+MAX_SCORE = 6.0
 _MAX_CORRECTION = 3.0
 
 
@@ -117,7 +118,7 @@ class MixedModelEncoder(nn.Module):
         parts = [torch.ones_like(weights), *sums]
         if self.row_network is not None:
             with torch.no_grad():
-                v = decoder.family.normal_score(y, eta)[0].clamp(-_MAX_SCORE, _MAX_SCORE)[:, None]
+                v = decoder.family.normal_score(y, eta)[0].clamp(-MAX_SCORE, MAX_SCORE)[:, None]
             parts += [v, v.square(), self.row_network(torch.cat([v, design[:, 1:]], dim=-1))]
         return weights * torch.cat(parts, dim=-1)
 
