@@ -43,7 +43,7 @@ _BOUND_REPEATS = 8
 
 
 class RegressionFit(BaseEstimator):
-    """Base class of `GroupedRegressor`, which has what this one learns of the table and of the groups."""
+    """Base class of `GroupedRegressor`, which reads tables and keeps what is known of groups."""
 
     network_: RegressionNetwork
     is_mixed_model_: bool
@@ -195,7 +195,8 @@ class RegressionFit(BaseEstimator):
         widths = () if is_mixed_model else hidden
         decoder = RegressionDecoder(family, n_columns, self._random, n_codes, widths, generator)
         # What is maximum likelihood already is not for the ELBO to move.
-        decoder.requires_grad_(not is_exact)
+        if is_exact:
+            decoder.requires_grad_(False)
         regularizer = None
         if self.regularizer is not None and not is_exact:
             regularizer = build_rows_regularizer(self.regularizer, n_columns, hidden, generator)

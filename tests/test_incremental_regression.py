@@ -94,6 +94,8 @@ def test_a_network_starts_where_the_last_fit_kept_the_mixed_model(rows, monkeypa
     [
         ({"n_extra_codes": 2}, "parameters that shape the networks.*warm_start=False"),
         ({"decoder": "linear"}, "parameters that shape the networks.*warm_start=False"),
+        ({"group_encoder": "deepsets"}, "parameters that shape the networks.*warm_start=False"),
+        ({"regularizer": "context"}, "parameters that shape the networks.*warm_start=False"),
         ({"family": "student_t"}, "family='student_t' is not the 'gaussian' of the fit.*warm_start=False"),
         ({"random_slopes": [0]}, r"random_slopes=\[0\] are not those of the fit.*warm_start=False"),
     ],

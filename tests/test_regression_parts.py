@@ -116,6 +116,13 @@ def test_partial_fit_where_nothing_is_left_to_learn_is_update_groups(table):
     assert model.n_iter_ == updated.n_iter_
 
 
+def test_going_on_with_an_encoder_of_the_same_shape_but_another_kind_is_refused(table):
+    x, y, groups = table
+    model = quick(group_encoder="product", max_epochs=1).fit(x, y, groups=groups)
+    with pytest.raises(ValueError, match="parameters that shape the networks"):
+        model.set_params(group_encoder="product_with_prior").partial_fit(x, y, groups=groups)
+
+
 def test_a_factory_and_a_module_are_encoders_too(table):
     x, y, groups = table
     named = quick(group_encoder="deepsets").fit(x, y, groups=groups)
