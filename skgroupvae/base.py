@@ -19,7 +19,7 @@ from torch.distributions import Normal
 from skgroupvae import inference
 from skgroupvae.building import NetworkSpec, build_network
 from skgroupvae.columns import centre_and_scale, split_group_column
-from skgroupvae.containers import check_container, like_input, wrap_codes
+from skgroupvae.containers import CodesMixin, like_input
 from skgroupvae.evidence import Evidence
 from skgroupvae.groups import GroupIndex, Segments, iter_group_batches
 from skgroupvae.html import FitHTMLMixin
@@ -46,7 +46,7 @@ _CHUNK_GROUPS = 16_384
 
 
 class GroupedEstimator(
-    FitHTMLMixin, PersistenceMixin, TransformerMixin, BaseEstimator, auto_wrap_output_keys=None
+    CodesMixin, FitHTMLMixin, PersistenceMixin, TransformerMixin, BaseEstimator, auto_wrap_output_keys=None
 ):  # type: ignore[call-arg]
     """Base class: fits the network of the parameters that its subclass declares.
 
@@ -54,30 +54,6 @@ class GroupedEstimator(
     """
 
     network_: GroupVAENetwork
-
-    def set_output(self, *, transform: str | None = None) -> Self:
-        """Choose the container that `transform` returns its codes in.
-
-        scikit-learn's own wrapper does not know a transformer that returns two tables of codes.
-
-        Parameters
-        ----------
-        transform : {"default", "pandas", "polars"} or None
-            None changes nothing.
-
-        Returns
-        -------
-        self : estimator
-
-        Raises
-        ------
-        ValueError
-            If there is no such container.
-        """
-        if transform is not None:
-            check_container(transform)
-            self._sklearn_output_config = {"transform": transform}
-        return self
 
     def update_groups(self, X: Any, *, groups: Any = None) -> Self:
         """Add rows to what is known of their groups; the networks stay as they are.
@@ -138,14 +114,19 @@ class GroupedEstimator(
             generator = torch.Generator().manual_seed(seed)
             network = continued(self.network_, self._empty_network(generator).to(self._device))
             # What is stored of the earlier rows is what this part made of them.
-            network.group_encoder.freeze_evidence()
+            network.freeze_evidence()
             self.network_ = network
             rows = self._to_tensor(standard)
             history = fit_network(
                 network,
                 rows.float(),
                 index,
-                self._settings(index.n_groups, max_epochs=1, learning_rate=0.1 * self.learning_rate),
+                self._settings(
+                    index.n_groups,
+                    max_epochs=1,
+                    learning_rate=0.1 * self.learning_rate,
+                    is_incremental=True,
+                ),
                 train_groups=index.by_content(standard),
                 validation_groups=np.empty(0, dtype=np.intp),
                 generator=generator,
@@ -289,17 +270,6 @@ class GroupedEstimator(
         if self.group_column is not None and labels is None:
             _, labels = split_group_column(original, self.group_column, None)
         return like_input(values, original, self.group_column, labels)
-
-    def _code_names(self, kind: str) -> list[str]:
-        n_codes = self.n_group_codes if kind == "u" else self._n_instance_codes
-        return [f"{kind}{j}" for j in range(n_codes)]
-
-    def _wrap(self, X: Any, u: NDArray, v: NDArray) -> Any:
-        """Codes in the container that ``set_output`` names: (u, v), or one table with `stack_codes`."""
-        u_names, v_names = self._code_names("u"), self._code_names("v")
-        if self.stack_codes:
-            return wrap_codes(self, np.hstack([u, v]), X, u_names + v_names)
-        return wrap_codes(self, u, X, u_names), wrap_codes(self, v, X, v_names)
 
     def _known_evidence(self, context: Any) -> Evidence:
         """What is known of the groups: from the fit, and from the rows of context=(X, groups)."""

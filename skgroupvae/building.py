@@ -36,6 +36,7 @@ __all__ = [
     "REGULARIZERS",
     "NetworkSpec",
     "build_network",
+    "resolve_part",
 ]
 
 GROUP_ENCODERS: Mapping[str, Callable[..., GroupEncoder]] = MappingProxyType(
@@ -117,12 +118,12 @@ def build_network(
     codes = {"n_group_codes": spec.n_group_codes, "n_instance_codes": spec.n_instance_codes}
     regularizer = None
     if spec.regularizer is not None:
-        regularizer = _resolve(
+        regularizer = resolve_part(
             spec.regularizer, REGULARIZERS, n_instance_codes=spec.n_instance_codes, **sizes
         )
     network = GroupVAENetwork(
-        _resolve(spec.group_encoder, GROUP_ENCODERS, n_group_codes=spec.n_group_codes, **sizes),
-        _resolve(spec.instance_encoder, INSTANCE_ENCODERS, **codes, **sizes),
+        resolve_part(spec.group_encoder, GROUP_ENCODERS, n_group_codes=spec.n_group_codes, **sizes),
+        resolve_part(spec.instance_encoder, INSTANCE_ENCODERS, **codes, **sizes),
         _build_decoder(spec, centre, scale, codes | sizes),
         regularizer,
     )
@@ -131,7 +132,7 @@ def build_network(
     return network
 
 
-def _resolve(choice: Any, registry: Mapping[str, Callable[..., Any]], **arguments: Any) -> Any:
+def resolve_part(choice: Any, registry: Mapping[str, Callable[..., Any]], **arguments: Any) -> Any:
     """A part from its name, from a factory with the registry's signature, or from a Module (copied)."""
     if isinstance(choice, nn.Module):
         return copy.deepcopy(choice)
@@ -142,7 +143,7 @@ def _build_decoder(
     spec: NetworkSpec, centre: NDArray[np.float64], scale: NDArray[np.float64], arguments: dict[str, Any]
 ) -> Decoder:
     if isinstance(spec.decoder, str):
-        return _resolve(spec.decoder, DECODERS, **arguments)
+        return resolve_part(spec.decoder, DECODERS, **arguments)
     if isinstance(spec.decoder, Decoder):
         decoder = copy.deepcopy(spec.decoder)
         decoder.check(spec.n_group_codes)

@@ -612,18 +612,3 @@ class GroupVAE(GroupedEstimator, auto_wrap_output_keys=None):  # type: ignore[ca
         by_row = self.score_samples(X, groups=groups, context=context)
         weights = None if sample_weight is None else _check_sample_weight(sample_weight, X)
         return float(np.average(by_row, weights=weights))
-
-    def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
-        """Names of the codes: u0, u1, ..., then v0, v1, ...
-
-        Parameters
-        ----------
-        input_features : None
-            Ignored; codes are not columns of X.
-
-        Returns
-        -------
-        names : ndarray of str of shape (U + V,)
-        """
-        check_is_fitted(self)
-        return np.array(self._code_names("u") + self._code_names("v"), dtype=object)

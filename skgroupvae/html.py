@@ -45,7 +45,7 @@ def fit_facts(estimator: Any) -> dict[str, str]:
     return {
         "Groups": f"{len(sizes):,} of {sizes.min():,} to {sizes.max():,} rows",
         "Group codes": str(estimator.group_codes_.shape[1]),
-        "Instance codes": str(getattr(estimator, "_n_instance_codes", 1)),
+        "Instance codes": str(estimator._n_instance_codes),
         "Log-likelihood": _log_likelihood(estimator),
     }
 

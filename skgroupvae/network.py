@@ -41,7 +41,7 @@ class TrainableNetwork(nn.Module, ABC):
     group_encoder: Any
     instance_encoder: Any
     decoder: Any
-    regularizer: Regularizer | None
+    regularizer: nn.Module | None
 
     @abstractmethod
     def evidence(self, x: Tensor) -> Tensor:
@@ -50,6 +50,10 @@ class TrainableNetwork(nn.Module, ABC):
     @abstractmethod
     def posterior(self, evidence: Tensor, sizes: Tensor) -> Any:
         """q(u) from summed evidence (G, E) and sizes (G,), with ``loc`` and ``scale`` (G, U)."""
+
+    @abstractmethod
+    def freeze_evidence(self) -> None:
+        """Keep the evidence of rows as it is in further training: sums stored of earlier rows stay valid."""
 
     @abstractmethod
     def elbo(self, x: Tensor, segments: Segments, generator: torch.Generator) -> ElboTerms:
@@ -87,6 +91,9 @@ class GroupVAENetwork(TrainableNetwork):
 
     def posterior(self, evidence: Tensor, sizes: Tensor) -> Normal:
         return self.group_encoder.posterior(evidence, sizes)
+
+    def freeze_evidence(self) -> None:
+        self.group_encoder.freeze_evidence()
 
     def elbo(self, x: Tensor, segments: Segments, generator: torch.Generator) -> ElboTerms:
         """One-draw estimate of the ELBO (section 2.1), KL terms in closed form.

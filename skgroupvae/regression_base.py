@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -17,38 +16,27 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from skgroupvae.columns import caller_level, centre_and_scale, some
+from skgroupvae.containers import CodesMixin
 from skgroupvae.evidence import Evidence
 from skgroupvae.families import FAMILIES, Family
 from skgroupvae.groups import GroupIndex, as_label_array
 from skgroupvae.html import FitHTMLMixin
-from skgroupvae.progress import progress_bar
 from skgroupvae.regression import prediction
-from skgroupvae.regression.decoder import RegressionDecoder
-from skgroupvae.regression.encoder import FullNormal, MixedModelEncoder
-from skgroupvae.regression.mixed_model import LinearMixedModel
+from skgroupvae.regression.encoder import FullNormal
 from skgroupvae.regression.network import RegressionNetwork
-from skgroupvae.regression.start import start_at_mixed_model
-from skgroupvae.regression.tables import MixedModelTables
+from skgroupvae.regression_fit import RegressionFit
 from skgroupvae.regression_input import RegressionInput
 from skgroupvae.several import SeveralOutcomesMixin, each_outcome, texts
-from skgroupvae.training import TrainingSettings, fit_network, history_table, resolve_schedule
 from skgroupvae.validation import (
     check_groups,
-    check_hidden_sizes,
     check_outcome,
     check_trials,
-    resolve_device,
+    check_varies,
+    check_weights,
 )
 
 __all__ = ["GroupedRegressor"]
 
-# Steps of "auto": with few groups there is little to learn from them, and much to overfit
-# (examples/mixed_model_benchmark.py).
-_MIN_AUTO_STEPS, _MAX_AUTO_STEPS = 200, 800
-_AUTO_STEPS_PER_ROOT = 25
-# With so few groups a network is kept only if it pays on groups held out, each in one of so many folds.
-_FEW_GROUPS, _FOLDS = 40, 4
-_BOUND_REPEATS = 8
 # Random slopes that "auto" takes at most.
 _MAX_AUTO_SLOPES = 5
 # Draws of u times rows that a chunk of predictions holds at most: what fits a cache is quickest.
@@ -58,6 +46,8 @@ _MAX_DOUBLE_ROWS = 20_000
 
 
 class GroupedRegressor(
+    RegressionFit,
+    CodesMixin,
     FitHTMLMixin,
     SeveralOutcomesMixin,
     RegressionInput,
@@ -69,14 +59,23 @@ class GroupedRegressor(
     """Base class; the subclass has the constructor and the public methods."""
 
     network_: RegressionNetwork
+    _n_instance_codes = 1
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
         return tags
 
+    def _code_names(self, kind: str) -> list[str]:
+        if not hasattr(self, "outcomes_"):
+            return super()._code_names(kind)
+        return [
+            f"{name}_{code}" for name, model in self.outcomes_.items() for code in model._code_names(kind)
+        ]
+
     def _start_outcome(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
         """Check the outcome, learn its units, and return it in those of the network."""
+        self._fitted_family = self.family
         if FAMILIES[self.family].has_grades:
             self.classes_ = np.unique(y)
         family = self._family()
@@ -84,6 +83,16 @@ class GroupedRegressor(
         self._centre, self._scale = 0.0, 1.0
         if family.is_continuous:
             self._centre, self._scale = map(float, centre_and_scale(y))
+        return self._inner(y)
+
+    def _further_outcome(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Check an outcome that the fit is to go on with, and return it in the units of the network."""
+        if self.family != self._fitted_family:
+            raise ValueError(
+                f"family={self.family!r} is not the {self._fitted_family!r} of the fit, so it cannot go on "
+                "from there; fit a clone, or set warm_start=False"
+            )
+        self._family().check_outcome(y)
         return self._inner(y)
 
     def _family(self) -> Family:
@@ -106,6 +115,15 @@ class GroupedRegressor(
         """Outcome (not a mean) in the units of y."""
         return self._family().decode(values.cpu().numpy() * self._scale + self._centre)
 
+    def _keep_random_columns(self, design: NDArray[np.float64], index: GroupIndex) -> None:
+        """Refuse random slopes that are not those of the fit; "auto" keeps those."""
+        is_auto = isinstance(self.random_slopes, str)
+        if not is_auto and self._random_columns(design, index) != self._random:
+            raise ValueError(
+                f"random_slopes={self.random_slopes!r} are not those of the fit, so it cannot go on from "
+                "there; fit a clone, or set warm_start=False"
+            )
+
     def _random_columns(self, design: NDArray[np.float64], index: GroupIndex) -> list[int]:
         in_formula = self._random_terms()
         if in_formula is not None:
@@ -120,95 +138,6 @@ class GroupedRegressor(
         varying = [j for j in range(1, design.shape[1]) if within[j] > 0.1]
         best = sorted(varying, key=lambda j: -within[j])[:_MAX_AUTO_SLOPES]
         return [0, *sorted(best)]
-
-    def _fit_network(self, rows: torch.Tensor, index: GroupIndex, generator: torch.Generator) -> None:
-        """Learn the network, or leave it at the mixed model where few groups say that it does no better."""
-        is_mixed_model = self.decoder == "linear"
-        if not is_mixed_model and 1 < index.n_groups <= _FEW_GROUPS:
-            is_mixed_model = not self._network_pays(rows, index, generator)
-        self.is_mixed_model_ = is_mixed_model
-        network = self._empty_network(generator)
-        self._set_tables(self._start(network, rows, index, generator), network.decoder.family, rows)
-        self.network_ = network.to(resolve_device(self.device))
-        self.history_ = self._train(self.network_, rows, index, generator)
-        self.n_iter_ = len(self.history_)
-        network.eval().requires_grad_(False).double()
-
-    def _network_pays(self, rows: torch.Tensor, index: GroupIndex, generator: torch.Generator) -> bool:
-        """Whether groups held out are likelier under the network than under the mixed model."""
-        gain = 0.0
-        folds = np.array_split(torch.randperm(index.n_groups, generator=generator).numpy(), _FOLDS)
-        for fold in folds:
-            if not len(fold):
-                continue
-            held_out = np.isin(index.codes, fold)
-            bounds = []
-            learned = torch.from_numpy(~held_out)
-            part = GroupIndex.from_labels(index.codes[~held_out], rows[learned].numpy())
-            for is_mixed_model in (True, False):
-                network = self._network_of(is_mixed_model, generator)
-                self._start(network, rows[learned], part, generator)
-                self._train(network.to(resolve_device(self.device)), rows[learned], part, generator)
-                bounds.append(_held_out_bound(network, rows, index, fold, generator))
-            gain += bounds[1] - bounds[0]
-        return gain > 0.0
-
-    def _empty_network(self, generator: torch.Generator) -> RegressionNetwork:
-        """Untrained network that the parameters, the columns and the choice of the fit ask for."""
-        return self._network_of(self.is_mixed_model_, generator)
-
-    def _network_of(self, is_mixed_model: bool, generator: torch.Generator) -> RegressionNetwork:
-        hidden, family = check_hidden_sizes(self.hidden_sizes), self._family()
-        n_columns, n_random = len(self._design.names), len(self._random)
-        n_codes = n_random + (0 if is_mixed_model else self.n_extra_codes)
-        # One step of Newton's method is no posterior: without a correction the ELBO bends the decoder to it.
-        is_exact = is_mixed_model and family.is_linear_exact
-        encoder = MixedModelEncoder(n_columns, n_codes, () if is_exact else hidden, generator)
-        widths = () if is_mixed_model else hidden
-        decoder = RegressionDecoder(family, n_columns, self._random, n_codes, widths, generator)
-        return RegressionNetwork(encoder, decoder)
-
-    def _start(
-        self, network: RegressionNetwork, rows: torch.Tensor, index: GroupIndex, generator: torch.Generator
-    ) -> LinearMixedModel:
-        order, segments = index.rows_of(np.arange(index.n_groups))
-        return start_at_mixed_model(
-            network, rows[order], segments, self.weight_penalty / len(rows), generator
-        )
-
-    def _set_tables(self, model: LinearMixedModel, family: Family, rows: torch.Tensor) -> None:
-        tables = MixedModelTables(model, self._design, self._random, self._centre, self._scale, family)
-        self.fixed_effects_, self.variance_components_ = tables.fixed_effects(), tables.variance_components()
-        self.intraclass_correlation_, *interval = tables.intraclass_correlation()
-        self.intraclass_correlation_interval_ = tuple(interval)
-        n_rows = float(rows[:, 1].sum())
-        self.mixed_model_log_likelihood_ = model.log_likelihood - n_rows * math.log(self._scale)
-
-    def _train(
-        self, network: RegressionNetwork, rows: torch.Tensor, index: GroupIndex, generator: torch.Generator
-    ) -> pd.DataFrame:
-        if network.decoder.network is None and network.decoder.family.is_linear_exact:
-            return history_table([])
-        n_steps = _AUTO_STEPS_PER_ROOT * math.sqrt(index.n_groups)
-        n_steps = min(max(n_steps, _MIN_AUTO_STEPS), _MAX_AUTO_STEPS)
-        max_epochs, batch_size = resolve_schedule(self.max_epochs, self.batch_size, index.n_groups, n_steps)
-        settings = TrainingSettings(
-            max_epochs=max_epochs,
-            batch_size=batch_size,
-            learning_rate=self.learning_rate,
-            n_decoder_samples=self.n_decoder_samples,
-        )
-        history = fit_network(
-            network,
-            rows.float().to(network.decoder.fixed.device),
-            index,
-            settings,
-            train_groups=index.by_content(rows.numpy()),
-            validation_groups=np.empty(0, dtype=np.intp),
-            generator=generator,
-            progress=progress_bar(self.verbose),
-        )
-        return history_table(history)
 
     def _set_evidence(self, evidence: Evidence) -> FullNormal:
         """Take on what is known of the groups; returns their posterior."""
@@ -276,7 +205,7 @@ class GroupedRegressor(
 
     def _prior(self) -> FullNormal:
         """Of one group."""
-        n_codes = self.network_.group_encoder.n_group_codes
+        n_codes = self.network_.decoder.n_group_codes
         like = self.network_.decoder.fixed
         root = torch.eye(n_codes, dtype=like.dtype, device=like.device)[None]
         return FullNormal(like.new_zeros(1, n_codes), root, like.new_zeros(1))
@@ -315,8 +244,35 @@ class GroupedRegressor(
         else:
             outcome, weights = self._outcome(y, len(design))
             inner = self._inner(outcome)
-        rows = torch.from_numpy(np.column_stack([inner, weights, design]))
+        rows = self._stacked(inner, weights, design)
         return rows.to(self.network_.decoder.fixed.device)
+
+    @staticmethod
+    def _stacked(
+        inner: NDArray[np.float64], weights: NDArray[np.float64], design: NDArray[np.float64]
+    ) -> torch.Tensor:
+        return torch.from_numpy(np.column_stack([inner, weights, design]))
+
+    def _read_for_fit(
+        self, X: Any, y: Any, groups: Any, sample_weight: Any, *, reset: bool, constant: bool = False
+    ) -> tuple[Any, NDArray[np.float64], Any, NDArray[np.float64]]:
+        """Covariates, outcome, labels and weights of the rows that count."""
+        if reset:
+            self._design = self._empty_design(y)
+        else:
+            self._keep_formula()
+        table, groups = self._split(X, groups)
+        table = self._covariates(table, reset=reset)
+        outcome, trials = self._outcome(self._y_of(X, y, required=False), len(table))
+        if not constant:
+            check_varies(outcome)
+        labels = check_groups(groups, len(table), type(self).__name__, warn=True)
+        weights = trials * check_weights(sample_weight, table)
+        if (weights == 0).any():
+            kept = weights > 0
+            table, outcome, weights = table[kept], outcome[kept], weights[kept]
+            labels = np.asarray(labels)[kept]
+        return table, outcome, labels, weights
 
     def _read(self, X: Any, y: Any, groups: Any, trials: Any = 1) -> tuple[torch.Tensor, Any]:
         """Rows of the network, as `_rows`, and labels; without groups there are none."""
@@ -368,19 +324,3 @@ def _warn_of_idle_context(context: Any, labels: Any) -> None:
             UserWarning,
             stacklevel=caller_level(),
         )
-
-
-@torch.no_grad()
-def _held_out_bound(
-    network: RegressionNetwork,
-    rows: torch.Tensor,
-    index: GroupIndex,
-    fold: NDArray[np.intp],
-    generator: torch.Generator,
-) -> float:
-    """ELBO of the groups at these positions, in nats."""
-    held_out, segments = index.rows_of(fold)
-    device = network.decoder.fixed.device
-    x, segments = rows[held_out].float().to(device), segments.to(device)
-    bounds = [network.elbo(x, segments, generator).elbo.sum() for _ in range(_BOUND_REPEATS)]
-    return float(torch.stack(bounds).mean())

@@ -49,6 +49,15 @@ class RegressionInput:
             )
         return FormulaDesign(formula=formula)
 
+    def _keep_formula(self) -> None:
+        """Refuse a formula that is not that of the fit."""
+        asked = None if self.formula is None else read_formula(self.formula)
+        if asked != self._formula:
+            raise ValueError(
+                f"formula={self.formula!r} is not that of the fit, so it cannot go on from there; fit a "
+                "clone, or set warm_start=False"
+            )
+
     def _learn_design(self, table: Any) -> Design:
         design = self._design
         return design.learn(table) if isinstance(design, FormulaDesign) else Design.fit(table)

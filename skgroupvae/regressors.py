@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any, Self
 
@@ -15,29 +15,24 @@ from sklearn.metrics import r2_score
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
+from torch import nn
 
+from skgroupvae.building import GROUP_ENCODERS, REGULARIZERS
 from skgroupvae.evidence import Evidence
 from skgroupvae.families import FAMILIES
-from skgroupvae.groups import GroupIndex
 from skgroupvae.regression import prediction
 from skgroupvae.regression.encoder import FullNormal
-from skgroupvae.regression.marginal import marginal_effects
 from skgroupvae.regression_base import GroupedRegressor
 from skgroupvae.several import (
     average,
     each_outcome,
-    has_several,
     relearned,
     side_by_side,
     stacked,
     total,
 )
 from skgroupvae.validation import (
-    check_groups,
     check_labels_by_row,
-    check_varies,
-    check_weights,
-    unchanged_on_error,
 )
 
 __all__ = ["CxVAERegressor"]
@@ -69,6 +64,21 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         logits for numbers that are grades.
     decoder : {"mlp", "linear"}, default="mlp"
         "linear" is the (generalised) linear mixed model alone; for the gaussian family by maximum likelihood.
+    group_encoder : str, factory or Module, default="mixed_model"
+        How the rows of a group become q(u). "mixed_model" is one step of Newton's method under the decoder,
+        the exact posterior (BLUP) of a linear mixed model, and a learned correction. "deepsets", "average",
+        "product" and "product_with_prior" are the networks of :class:`GroupVAE` on outcome and covariates,
+        which know nothing of the decoder at the start; they say what starting at the posterior buys. A
+        factory is called with the arguments of a class of :data:`skgroupvae.building.GROUP_ENCODERS`,
+        n_features being one more than the covariates (an indicator for each category but the first); a
+        Module is copied.
+    regularizer : {"context", "instance"}, factory, Module or None, default=None
+        Adversarial bound on the mutual information between a row's v and all other rows of its group, or one
+        other row, as in :class:`GroupVAE`; a row is its outcome and covariates. v is the outcome's normal
+        score given the covariates and a draw of u, and where the outcome is discrete the posterior mean of
+        v. Not used where nothing is learned but u: decoder="linear" of the gaussian family.
+    regularizer_weight : float, default=1.0
+        What one nat of that information costs, in nats of a row's ELBO.
     random_slopes : "auto", None or list of names or positions, default="auto"
         Covariates whose slope varies by group, beside the intercept. "auto" takes those that vary within
         groups, at most 5; None none.
@@ -97,6 +107,13 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         Without a left side y is passed as ever, without a random part `groups` or `group_column`, and
         `random_slopes` holds. Needs formulaic: ``pip install "skgroupvae[formula]"``. What a formula may hold
         is in the guide "From lme4, brms and statsmodels".
+    stack_codes : bool, default=False
+        True makes `transform` return one array with the columns u then v.
+    warm_start : bool, default=False
+        True makes a further call of `fit` start at the network of the last one, with its standardisation of
+        the columns and the outcome and its random slopes; the groups, and the tables of the mixed model, are
+        those of the new rows alone. The linear mixed model (decoder="linear", gaussian family) is fitted
+        anew, and where the last fit kept it instead of a network, the network starts at it.
     random_state : int, RandomState instance or None, default=None
         Seed of the weights, batches and draws.
     device : {"auto", "cpu", "cuda"} or torch.device, default="auto"
@@ -182,12 +199,17 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
     """
 
     __metadata_request__fit = {"groups": True}  # noqa: RUF012
+    __metadata_request__partial_fit = {"groups": True}  # noqa: RUF012
     __metadata_request__predict = {"groups": True}  # noqa: RUF012
+    __metadata_request__transform = {"groups": True}  # noqa: RUF012
     __metadata_request__score = {"groups": True}  # noqa: RUF012
 
     _parameter_constraints = {  # noqa: RUF012
         "family": [StrOptions(set(FAMILIES))],
         "decoder": [StrOptions({"mlp", "linear"})],
+        "group_encoder": [StrOptions({"mixed_model", *GROUP_ENCODERS}), callable],
+        "regularizer": [StrOptions(set(REGULARIZERS)), callable, None],
+        "regularizer_weight": [Interval(Real, 0, None, closed="left")],
         "random_slopes": [StrOptions({"auto"}), list, tuple, None],
         "n_extra_codes": [Interval(Integral, 0, None, closed="left")],
         "hidden_sizes": ["array-like"],
@@ -199,6 +221,8 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         "n_prediction_samples": [Interval(Integral, 1, None, closed="left")],
         "group_column": [str, Integral, list, tuple, None],
         "formula": [str, None],
+        "stack_codes": ["boolean"],
+        "warm_start": ["boolean"],
         "random_state": ["random_state"],
         "device": [str, torch.device],
         "verbose": ["boolean", StrOptions({"auto"})],
@@ -209,6 +233,9 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         family: str = "gaussian",
         *,
         decoder: str = "mlp",
+        group_encoder: str | Callable[..., nn.Module] | nn.Module = "mixed_model",
+        regularizer: str | Callable[..., nn.Module] | nn.Module | None = None,
+        regularizer_weight: float = 1.0,
         random_slopes: str | Sequence[Any] | None = "auto",
         n_extra_codes: int = 1,
         hidden_sizes: Sequence[int] = (32, 32),
@@ -220,12 +247,17 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         n_prediction_samples: int = 64,
         group_column: Any = None,
         formula: str | None = None,
+        stack_codes: bool = False,
+        warm_start: bool = False,
         random_state: int | np.random.RandomState | None = None,
         device: str | torch.device = "auto",
         verbose: bool | str = "auto",
     ) -> None:
         self.family = family
         self.decoder = decoder
+        self.group_encoder = group_encoder
+        self.regularizer = regularizer
+        self.regularizer_weight = regularizer_weight
         self.random_slopes = random_slopes
         self.n_extra_codes = n_extra_codes
         self.hidden_sizes = hidden_sizes
@@ -237,6 +269,8 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         self.n_prediction_samples = n_prediction_samples
         self.group_column = group_column
         self.formula = formula
+        self.stack_codes = stack_codes
+        self.warm_start = warm_start
         self.random_state = random_state
         self.device = device
         self.verbose = verbose
@@ -277,43 +311,49 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         ImportError
             If a formula is given and formulaic is not installed.
         """
-        with unchanged_on_error(self):
-            self._validate_params()
-            if has_several(y, FAMILIES[self.family].columns):
-                self._fit_each(X, y, groups, sample_weight)
-                return self
-            self.__dict__.pop("outcomes_", None)
-            self._design = self._empty_design(y)
-            table, groups = self._split(X, groups)
-            table = self._covariates(table, reset=True)
-            outcome, trials = self._outcome(self._y_of(X, y, required=False), len(table))
-            check_varies(outcome)
-            labels = check_groups(groups, len(table), type(self).__name__, warn=True)
-            weights = trials * check_weights(sample_weight, table)
-            if (weights == 0).any():
-                kept = weights > 0
-                table, outcome, weights = table[kept], outcome[kept], weights[kept]
-                labels = np.asarray(labels)[kept]
-            self._design = self._learn_design(table)
-            inner = self._start_outcome(outcome)
-            rows = torch.from_numpy(np.column_stack([inner, weights, self._design.transform(table)]))
-            index = GroupIndex.from_labels(labels, rows.numpy())
-            self._random = self._random_columns(rows[:, 2:].numpy(), index)
-            seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-            generator = torch.Generator().manual_seed(seed)
-            self._fit_network(rows, index, generator)
-            rows = rows.to(self.network_.decoder.fixed.device)
-            q_u = self._set_evidence(Evidence.of_rows(self.network_, rows, index))
-            self.marginal_effects_ = marginal_effects(
-                self.network_,
-                self._design,
-                rows,
-                index.codes,
-                q_u,
-                self._scale,
-                self.fixed_effects_["std_error"].to_numpy()[1:],
-            )
+        self._fit(X, y, groups, sample_weight)
         return self
+
+    @each_outcome(relearned, learns=True)
+    def partial_fit(
+        self,
+        X: Any,
+        y: ArrayLike | None = None,
+        *,
+        groups: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> Self:
+        """Learn from more rows, of groups of the fit or of new ones, without the earlier rows.
+
+        The first call is `fit`. Each further one makes one pass over its rows at a tenth of the learning
+        rate. Columns and outcome keep the standardisation of the first call, and what rows tell of their
+        group's u stays what it was under the decoder of that call, so that what is stored of earlier rows
+        stays valid; the correction that turns it into q(u) learns on. `fixed_effects_`,
+        `variance_components_`, `intraclass_correlation_` and `marginal_effects_` stay those of the first
+        call, whose rows they describe.
+
+        The linear mixed model (decoder="linear", gaussian family, or where the fit kept it) has nothing to
+        learn so: the call is then that of `update_groups`.
+
+        Parameters
+        ----------
+        X, y, groups, sample_weight
+            New rows, as in `fit`; those of earlier calls must not be among them, or they count twice.
+
+        Returns
+        -------
+        self : CxVAERegressor
+
+        Raises
+        ------
+        ValueError, TypeError
+            As in `fit`; also if an ordinal outcome has grades that the first call has not seen, or if
+            parameters that shape the network have changed.
+        """
+        if hasattr(self, "network_"):
+            self._partial_fit(X, y, groups, sample_weight)
+            return self
+        return self.fit(X, y, groups=groups, sample_weight=sample_weight)
 
     @each_outcome(relearned, learns=True)
     def update_groups(self, X: Any, y: ArrayLike | None = None, *, groups: ArrayLike | None = None) -> Self:
@@ -510,10 +550,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         weights = trials if sample_weight is None else trials * np.asarray(sample_weight, dtype=np.float64)
         return r2_score(outcome, mean, sample_weight=weights)
 
-    @each_outcome(side_by_side)
-    def transform(
-        self, X: Any, y: ArrayLike | None = None, *, groups: ArrayLike | None = None
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def transform(self, X: Any, y: ArrayLike | None = None, *, groups: ArrayLike | None = None) -> Any:
         """Codes of rows: u of each row's group, from these rows alone, and the row's own v given it.
 
         Parameters
@@ -525,11 +562,18 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
 
         Returns
         -------
-        u : ndarray of shape (n_rows, U)
+        u : ndarray or DataFrame of shape (n_rows, U)
             Posterior means; u repeats within a group.
-        v : ndarray of shape (n_rows, 1)
+        v : ndarray or DataFrame of shape (n_rows, 1)
             Posterior means of the outcomes' normal scores.
+
+        With ``stack_codes=True`` they come as one array of shape (n_rows, U + 1).
         """
+        return self._wrap(X, *self._codes(X, y, groups=groups))
+
+    @each_outcome(side_by_side)
+    def _codes(self, X: Any, y: Any, *, groups: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Codes u and v of rows as arrays."""
         y = self._y_of(X, y, required=False)
         rows, labels = self._read(X, y, groups)
         if y is None:
@@ -543,9 +587,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         v = prediction.normal_scores(self.network_, rows, draws, position)
         return q_u.loc[position].cpu().numpy(), v[:, None].cpu().numpy()
 
-    def fit_transform(
-        self, X: Any, y: ArrayLike | None = None, *, groups: ArrayLike | None = None
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def fit_transform(self, X: Any, y: ArrayLike | None = None, *, groups: ArrayLike | None = None) -> Any:
         """Fit, then the codes of the same rows; see `fit` and `transform`."""
         return self.fit(X, y, groups=groups).transform(X, y, groups=groups)
 

@@ -137,8 +137,15 @@ class SeveralOutcomesMixin(PersistenceMixin):
                 known = _known_rows(arguments)
                 if known is None:
                     raise ValueError("y is missing in every row; leave this outcome out")
-                models[name] = clone(self).fit(**known)
+                models[name] = self._model_to_fit(name).fit(**known)
         self._set_outcomes(models)
+
+    def _model_to_fit(self, name: Any) -> Any:
+        """An unfitted model, or with warm_start the last one of this outcome, to go on from."""
+        fitted = getattr(self, "outcomes_", {})
+        if not getattr(self, "warm_start", False) or name not in fitted:
+            return clone(self)
+        return copy.copy(fitted[name])
 
     def _set_outcomes(self, models: dict[Any, Any]) -> None:
         """Take on these models in place of all that was learned."""

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import copy
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from skgroupvae.groups import GroupIndex
-from skgroupvae.network import GroupVAENetwork
+from skgroupvae.network import GroupVAENetwork, TrainableNetwork
 
 __all__ = ["continued", "start_from_moments"]
 
+_Network = TypeVar("_Network", bound=TrainableNetwork)
 
-def continued(fitted: GroupVAENetwork, fresh: GroupVAENetwork) -> GroupVAENetwork:
+
+def continued(fitted: _Network, fresh: _Network) -> _Network:
     """Copy of a fitted network, ready to learn on; `fresh` is what the parameters now ask for."""
-    kinds = [[(type(part), tuple(part.state_dict())) for part in net.children()] for net in (fitted, fresh)]
-    shapes = [[tensor.shape for tensor in net.state_dict().values()] for net in (fitted, fresh)]
+    kinds = [[(name, type(part)) for name, part in net.named_modules()] for net in (fitted, fresh)]
+    shapes = [[(name, x.shape) for name, x in net.state_dict().items()] for net in (fitted, fresh)]
     if kinds[0] != kinds[1] or shapes[0] != shapes[1]:
         raise ValueError(
             "the parameters that shape the networks have changed since the fit, so it cannot go on from "

@@ -35,11 +35,17 @@ _CRITIC_RATE = 2e-3
 _CRITIC_ROWS = 1024
 _MIN_DECODER_GROUPS = 16
 _MAX_GRADIENT_NORM = 1.0
+# Steps below which an incremental fit does without a warm-up.
+_MIN_CYCLE = 8
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What the loop needs to know; every field is explained at the estimator's parameter of that name."""
+    """What the loop needs to know; every field is explained at the estimator's parameter of that name.
+
+    Only `is_incremental` has none: in one pass over few groups the rate starts at its peak, as a cycle of one
+    or two steps would not leave the rate, near zero, that cycles start and end at.
+    """
 
     max_epochs: int
     batch_size: int
@@ -49,6 +55,7 @@ class TrainingSettings:
     early_stopping: bool = False
     n_iter_no_change: int = 1
     tol: float = 0.0
+    is_incremental: bool = False
 
 
 def resolve_schedule(
@@ -146,7 +153,7 @@ class _Trainer:
         self.encoder_parameters = [p for p in network.group_encoder.parameters() if p.requires_grad]
         n_batches = sum(1 for _ in self._batches(train_groups))
         self.optimizer, self.schedule = _make_optimizer(
-            network, settings.learning_rate, max(1, settings.max_epochs * n_batches)
+            network, settings.learning_rate, max(1, settings.max_epochs * n_batches), settings.is_incremental
         )
         if network.regularizer is not None:
             self.critic_optimizer = torch.optim.Adam(
@@ -266,7 +273,7 @@ def _model_parameters(network: TrainableNetwork) -> list[nn.Parameter]:
 
 
 def _make_optimizer(
-    network: TrainableNetwork, learning_rate: float, n_steps: int
+    network: TrainableNetwork, learning_rate: float, n_steps: int, is_incremental: bool
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.OneCycleLR]:
     """Adam on a one-cycle schedule (Smith and Topin 2019), some parameters at rates of their own."""
     special = [(p, factor) for p, factor in network.decoder.rate_factors() if p.requires_grad]
@@ -278,6 +285,11 @@ def _make_optimizer(
     # After a spike, Adam moves a parameter by up to rate / sqrt(1 - beta2): with the usual 0.999 one odd
     # batch threw the noise scale off by a factor of 400.
     optimizer = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.99), fused=True)
+    if is_incremental and n_steps < _MIN_CYCLE:
+        # The step after the last would be the one at a rate near zero.
+        return optimizer, torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, rates, total_steps=n_steps + 1, pct_start=0.0, div_factor=1.0
+        )
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=n_steps)
 
 

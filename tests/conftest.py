@@ -33,7 +33,7 @@ def pytest_configure() -> None:
 def every_network_is_kept():
     """Few groups make a fit nine; the tests' tables are small, and what they test is the network."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("skgroupvae.regression_base._FEW_GROUPS", 0)
+        patch.setattr("skgroupvae.regression_fit._FEW_GROUPS", 0)
         yield
 
 

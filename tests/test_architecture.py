@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.glob("**/*.py"))
 TIERS = (
     {"__init__"},
     {"estimators", "regressors"},
-    {"base", "regression_base", "regression_input"},
+    {"base", "regression_base", "regression_fit", "regression_input"},
     {"validation", "containers", "persistence", "html", "several"},
     {"values"},
     {"regression"},

@@ -5,8 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import sklearn
+from sklearn.linear_model import LinearRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-from skgroupvae import GroupVAE
+from skgroupvae import CxVAERegressor, GroupVAE
 
 pl = pytest.importorskip("polars")
 
@@ -71,6 +75,35 @@ def test_set_output_for_u_and_v(kind, stacked, pupils, X, school, quick):
     assert names == ([["u0", "u1", "v0", "v1"]] if stacked else [["u0", "u1"], ["v0", "v1"]])
     frame = {"pandas": pd.DataFrame, "polars": pl.DataFrame}[kind]
     assert all(isinstance(table, frame) for table in ([codes] if stacked else codes))
+
+
+@pytest.mark.parametrize("kind", ["default", "pandas", "polars"])
+@pytest.mark.parametrize("stacked", [False, True])
+def test_set_output_for_codes_of_a_regression(kind, stacked, pupils):
+    X, y, school = pupils[["effort"]], pupils["score"], pupils["school"]
+    model = CxVAERegressor(decoder="linear", random_slopes=None, stack_codes=stacked, random_state=0)
+    codes = model.set_output(transform=kind).fit_transform(X, y, groups=school)
+    parts = [codes] if stacked else codes
+    assert list(model.get_feature_names_out()) == ["u0", "v0"]
+    assert isinstance(parts[0], {"pandas": pd.DataFrame, "polars": pl.DataFrame}.get(kind, np.ndarray))
+    if kind != "default":
+        assert [[*table.columns] for table in parts] == ([["u0", "v0"]] if stacked else [["u0"], ["v0"]])
+    if kind == "pandas":
+        assert parts[0].index.equals(X.index)
+    by_row = model.set_params(stack_codes=True).set_output(transform="default").transform(X, y, groups=school)
+    np.testing.assert_allclose(by_row[:, 0], model.group_codes_.loc[school, "u0"])
+    np.testing.assert_array_equal(np.hstack([np.asarray(part) for part in parts]), by_row)
+
+
+def test_codes_of_a_regression_go_through_the_fit_of_a_pipeline_and_no_further(pupils):
+    """A Pipeline gives y to the fit of a step in its middle, and to nothing that comes after."""
+    codes = CxVAERegressor(decoder="linear", random_slopes=None, stack_codes=True, random_state=0)
+    with sklearn.config_context(enable_metadata_routing=True):
+        pipeline = make_pipeline(StandardScaler(), codes, LinearRegression())
+        pipeline.fit(pupils[["effort"]], pupils["score"], groups=pupils["school"])
+        assert pipeline[-1].n_features_in_ == 2
+        with pytest.raises(ValueError, match="y is missing: transform infers codes from outcomes"):
+            pipeline.predict(pupils[["effort"]], groups=pupils["school"])
 
 
 # --- dtypes of pandas

@@ -421,6 +421,29 @@ def test_every_listed_call_works(pupils):
     assert len(calls) > 40
 
 
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+def test_a_fit_goes_on_with_its_formula_alone(method, pupils):
+    first, more = pupils[:200], pupils[200:]
+    model = model_of("y ~ x + sex + (1 + x | school)", decoder="mlp", max_epochs=2, warm_start=True).fit(
+        first
+    )
+    alone = CxVAERegressor(
+        random_slopes=["x"],
+        decoder="mlp",
+        max_epochs=2,
+        warm_start=True,
+        random_state=0,
+        group_column="school",
+    ).fit(first[["x", "sex", "school"]], first["y"])
+    getattr(model, method)(more)
+    getattr(alone, method)(more[["x", "sex", "school"]], more["y"])
+    np.testing.assert_allclose(
+        model.predict(pupils), alone.predict(pupils[["x", "sex", "school"]]), rtol=1e-5
+    )
+    with pytest.raises(ValueError, match="not that of the fit"):
+        getattr(model.set_params(formula="y ~ x + (1 | school)"), method)(more)
+
+
 # --- saving
 
 

@@ -77,6 +77,15 @@ def test_partial_fit_learns_and_keeps_the_evidence_of_earlier_rows(encoder, exam
     np.testing.assert_allclose(model.group_codes_.to_numpy()[at], u, atol=1e-5)
 
 
+def test_partial_fit_learns_from_a_single_batch(exam, quick):
+    """A cycle of one step would end where it starts, at a rate near zero."""
+    model = quick(2, 1).fit(exam.X, groups=exam.groups)
+    before = parameters(model)["decoder.network.0.weight"]
+    model.partial_fit(exam.X[:8], groups=["new"] * 8)
+    moved = (parameters(model)["decoder.network.0.weight"] - before).abs().max()
+    assert 1e-4 < moved < 1e-2  # a tenth of 0.01, less or more
+
+
 def test_partial_fit_refuses_other_columns_and_leaves_the_estimator(exam, quick):
     model = quick(2, 1).fit(exam.X, groups=exam.groups)
     network = model.network_

@@ -195,7 +195,7 @@ def test_context_of_groups_that_are_asked_about_does_not_warn(fitted, table):
 
 def test_few_groups_keep_the_mixed_model_where_the_network_does_not_pay(schools, monkeypatch):
     """A world that is linear, and 12 schools of it."""
-    monkeypatch.setattr("skgroupvae.regression_base._FEW_GROUPS", 40)
+    monkeypatch.setattr("skgroupvae.regression_fit._FEW_GROUPS", 40)
     few = schools[schools["school"].isin([f"s{i}" for i in range(12)])]
     X, y, groups = few[["x"]], few["y"], few["school"]
     model = CxVAERegressor(max_epochs=20, random_state=0).fit(X, y, groups=groups)
@@ -206,7 +206,7 @@ def test_few_groups_keep_the_mixed_model_where_the_network_does_not_pay(schools,
 
 def test_few_groups_keep_a_network_that_pays(monkeypatch):
     """Curves of 30 groups that no straight line is near: the gain is 0.5 nats a row and more."""
-    monkeypatch.setattr("skgroupvae.regression_base._FEW_GROUPS", 40)
+    monkeypatch.setattr("skgroupvae.regression_fit._FEW_GROUPS", 40)
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(30), 30)
     x = rng.uniform(-2.0, 2.0, (900, 1))

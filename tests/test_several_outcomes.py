@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 
 import numpy as np
@@ -357,3 +358,27 @@ def test_a_display_asks_for_one_outcome(both):
     with pytest.raises(ValueError, match=r"several outcomes; pass.*outcomes_\['math'\]"):
         GroupEffectsDisplay.from_estimator(both)
     assert GroupEffectsDisplay.from_estimator(both.outcomes_["math"]) is not None
+
+
+def test_codes_of_several_outcomes_are_named_by_outcome(pupils):
+    X, Y, school = pupils
+    model = quick().set_output(transform="pandas").fit(X, Y, groups=school)
+    u, v = model.transform(X, Y, groups=school)
+    assert list(v.columns) == ["math_v0", "reading_v0"]
+    assert [*u.columns, *v.columns] == list(model.get_feature_names_out())
+    stacked = model.set_params(stack_codes=True).transform(X, Y, groups=school)
+    np.testing.assert_array_equal(stacked.to_numpy(), np.hstack([u, v]))
+
+
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+def test_what_goes_on_goes_on_with_each_outcome(method, pupils):
+    X, Y, school = pupils
+    model = quick(decoder="mlp", max_epochs=2, warm_start=True).fit(X, Y, groups=school)
+    alone = {name: copy.deepcopy(part) for name, part in model.outcomes_.items()}
+    getattr(model, method)(X, Y, groups=school)
+    together = model.predict(X, groups=school)
+    for j, (name, part) in enumerate(alone.items()):
+        before = part.predict(X, groups=school)
+        after = getattr(part, method)(X, Y[name], groups=school).predict(X, groups=school)
+        np.testing.assert_array_equal(together[:, j], after)
+        assert not np.allclose(before, after)

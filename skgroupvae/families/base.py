@@ -20,6 +20,7 @@ __all__ = ["LOGISTIC_VARIANCE", "Family", "bisect", "by_scipy", "normal_quantile
 
 LOGISTIC_VARIANCE = math.pi**2 / 3.0
 _BISECTIONS = 60
+_SCORE_STEP = 0.03
 
 
 class Family(nn.Module, ABC):
@@ -149,6 +150,21 @@ class Family(nn.Module, ABC):
             return v, torch.zeros_like(v)
         probability = self.log_prob(y, eta).exp().clamp(min=1e-12)
         return _truncated_normal((upper - probability).clamp(0.0, 1.0), upper.clamp(0.0, 1.0))
+
+    def score_with_gradient(self, y: Tensor, eta: Tensor) -> Tensor:
+        """Posterior mean of v given y, with a gradient to eta: y (*), eta (*, n_parameters) -> (*).
+
+        The gradient is that of central differences, as some distribution functions have none; parameters of
+        the family's own get none.
+        """
+        with torch.no_grad():
+            v, slopes = self.normal_score(y, eta)[0], []
+            for parameter in range(self.n_parameters):
+                shift = torch.zeros_like(eta)
+                shift[..., parameter] = _SCORE_STEP
+                up, down = (self.normal_score(y, at)[0] for at in (eta + shift, eta - shift))
+                slopes.append((up - down) / (2.0 * _SCORE_STEP))
+        return v + (torch.stack(slopes, dim=-1) * (eta - eta.detach())).sum(-1)
 
 
 def by_scipy(function: Callable[..., NDArray], *arguments: Tensor) -> Tensor:

@@ -61,8 +61,8 @@ class BernoulliFamily(Family):
 class OrdinalFamily(Family):
     """Ordered categories, coded 0, 1, ..., K - 1: cumulative logits with cutpoints that are learned.
 
-    ``P(Y <= k) = logistic((cut_k - loc) / scale)``; the scale and the widths between cutpoints may depend on x
-    and u, so that odds need not be proportional (Peterson and Harrell 1990).
+    ``P(Y <= k) = logistic((cut_k - loc) / scale)``; the scale and the widths between cutpoints may depend on
+    x and u, so that odds need not be proportional (Peterson and Harrell 1990).
     """
 
     has_grades = True

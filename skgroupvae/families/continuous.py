@@ -68,6 +68,9 @@ class GaussianFamily(Family):
         v = self._score(y, eta)
         return v, torch.zeros_like(v)
 
+    def score_with_gradient(self, y: Tensor, eta: Tensor) -> Tensor:
+        return self._score(y, eta)
+
     def _score(self, y: Tensor, eta: Tensor) -> Tensor:
         loc, log_scale, skew, log_tail = self._split(eta)
         inner = log_tail.exp() * torch.asinh((y - loc) * (-log_scale).exp()) - skew

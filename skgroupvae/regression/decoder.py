@@ -70,6 +70,11 @@ class RegressionDecoder(nn.Module):
         self.register_buffer("penalty_centre", self._weights().detach().clone(), persistent=False)
 
     @property
+    def is_exact(self) -> bool:
+        """Whether it is the linear mixed model, which maximum likelihood gives with no training."""
+        return self.network is None and self.family.is_linear_exact
+
+    @property
     def loadings(self) -> Tensor:
         """Lower triangle Lambda (Q, Q)."""
         return self.raw_loadings.tril()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,8 @@ from skgroupvae.regression.decoder import RegressionDecoder
 
 __all__ = ["FullNormal", "MixedModelEncoder"]
 
-_MAX_SCORE = 6.0
+# Of an outcome, as a network sees it.
+MAX_SCORE = 6.0
 _MAX_CORRECTION = 3.0
 
 
@@ -59,6 +61,11 @@ class MixedModelEncoder(nn.Module):
     Each row adds its score and information about the linear predictor at u = 0. For a normal outcome they
     give the exact posterior (the BLUP and its variance); else one step of Newton's method. The correction is
     a shift and a stretch in units of that posterior, from sums of learned features of the rows.
+
+    Attributes
+    ----------
+    anchor : RegressionDecoder or None
+        The decoder that evidence is about, where that is not to follow the one that learns.
     """
 
     def __init__(
@@ -70,6 +77,7 @@ class MixedModelEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.n_group_codes = n_group_codes
+        self.anchor: RegressionDecoder | None = None
         self.row_network: nn.Module | None = None
         self.group_network: nn.Module | None = None
         if hidden:
@@ -77,8 +85,25 @@ class MixedModelEncoder(nn.Module):
             n_summaries = hidden[-1] + 2 + 2 * n_group_codes + 1
             self.group_network = mlp(n_summaries, hidden, 2 * n_group_codes, generator, zero_last=True)
 
+    def freeze_evidence(self, decoder: RegressionDecoder) -> None:
+        """From now on the evidence of rows is about this decoder as it is, whatever it goes on to learn.
+
+        An encoder that is frozen already keeps the decoder that it has.
+        """
+        if self.anchor is None:
+            self.anchor = copy.deepcopy(decoder).requires_grad_(False)
+        if self.row_network is not None:
+            self.row_network.requires_grad_(False)
+
+    def release_evidence(self) -> None:
+        """Undo :meth:`freeze_evidence`."""
+        self.anchor = None
+        if self.row_network is not None:
+            self.row_network.requires_grad_(True)
+
     def evidence(self, rows: Tensor, decoder: RegressionDecoder) -> Tensor:
         """Evidence of each row: (N, 2 + P) -> (N, E)."""
+        decoder = decoder if self.anchor is None else self.anchor
         y, weights, design = rows[:, 0], rows[:, 1:2], rows[:, 2:]
         # The decoder follows the likelihood; through q it would learn to flatter the encoder.
         with torch.no_grad():
@@ -93,7 +118,7 @@ class MixedModelEncoder(nn.Module):
         parts = [torch.ones_like(weights), *sums]
         if self.row_network is not None:
             with torch.no_grad():
-                v = decoder.family.normal_score(y, eta)[0].clamp(-_MAX_SCORE, _MAX_SCORE)[:, None]
+                v = decoder.family.normal_score(y, eta)[0].clamp(-MAX_SCORE, MAX_SCORE)[:, None]
             parts += [v, v.square(), self.row_network(torch.cat([v, design[:, 1:]], dim=-1))]
         return weights * torch.cat(parts, dim=-1)
 

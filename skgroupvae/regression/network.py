@@ -18,7 +18,8 @@ from skgroupvae.groups import Segments
 from skgroupvae.network import ElboTerms, TrainableNetwork
 from skgroupvae.regression.curves import leading_curves
 from skgroupvae.regression.decoder import RegressionDecoder
-from skgroupvae.regression.encoder import FullNormal, MixedModelEncoder
+from skgroupvae.regression.encoder import MAX_SCORE, FullNormal, MixedModelEncoder
+from skgroupvae.regression.rows import OutcomeRows, RowsEncoder, RowsRegularizer
 
 __all__ = ["RegressionNetwork"]
 
@@ -29,18 +30,36 @@ _ELBO_SAMPLES = 4
 class RegressionNetwork(TrainableNetwork):
     """q(u given a group's rows) and p(y given x, u)."""
 
-    def __init__(self, group_encoder: MixedModelEncoder, decoder: RegressionDecoder) -> None:
+    def __init__(
+        self,
+        group_encoder: MixedModelEncoder | RowsEncoder,
+        decoder: RegressionDecoder,
+        regularizer: RowsRegularizer | None = None,
+    ) -> None:
         super().__init__()
         self.group_encoder = group_encoder
         self.instance_encoder = nn.Identity()
         self.decoder = decoder
-        self.regularizer = None
+        self.regularizer = regularizer
 
     def evidence(self, x: Tensor) -> Tensor:
         return self.group_encoder.evidence(x, self.decoder)
 
     def posterior(self, evidence: Tensor, sizes: Tensor) -> FullNormal:
         return self.group_encoder.posterior(evidence)
+
+    def freeze_evidence(self) -> None:
+        self.group_encoder.freeze_evidence(self.decoder)
+
+    def release_evidence(self) -> None:
+        """Undo :meth:`freeze_evidence`: the evidence of rows follows the decoder again."""
+        self.group_encoder.release_evidence()
+
+    def start_rows(self, x: Tensor) -> None:
+        """Standardise the outcome for the parts that see it in rows."""
+        for module in self.modules():
+            if isinstance(module, OutcomeRows):
+                module.start(x)
 
     @torch.no_grad()
     def start_curves(self, x: Tensor, segments: Segments, generator: torch.Generator) -> None:
@@ -50,7 +69,9 @@ class RegressionNetwork(TrainableNetwork):
         if decoder.curves is None or n_curves == 0:
             return
         y, weights, design = x[:, 0], x[:, 1:2], x[:, 2:]
-        q_u = self.posterior(segments.sum(self.evidence(x)), segments.sizes)
+        # The mixed model's own posterior, whatever the encoder has yet to learn.
+        exact = MixedModelEncoder(design.shape[1], decoder.n_group_codes, (), generator)
+        q_u = exact.posterior(segments.sum(exact.evidence(x, decoder)))
         score, information = decoder.family.working(y, decoder(design, segments.expand(q_u.loc)))
         features = nn.functional.pad(decoder.curves[:-1](design[:, 1:]), (0, 1), value=1.0)
         score, information = weights * score, weights * information
@@ -67,9 +88,17 @@ class RegressionNetwork(TrainableNetwork):
     def elbo(self, x: Tensor, segments: Segments, generator: torch.Generator) -> ElboTerms:
         q_u = self.posterior(segments.sum(self.evidence(x)), segments.sizes)
         half = _noise(_ELBO_SAMPLES // 2, q_u, generator)
-        log_py = self.log_prob(x, q_u.draw(torch.cat([half, -half])), segments).mean(0)
+        u = q_u.draw(torch.cat([half, -half]))
+        log_py = self.log_prob(x, u, segments).mean(0)
         zeros = torch.zeros_like(q_u.log_det)
-        return ElboTerms(segments.sum(log_py), q_u.kl_to_standard_normal(), zeros, x[:, :0])
+        v = x[:, :0] if self.regularizer is None else self.scores(x, u[0], segments)
+        return ElboTerms(segments.sum(log_py), q_u.kl_to_standard_normal(), zeros, v)
+
+    def scores(self, x: Tensor, u: Tensor, segments: Segments) -> Tensor:
+        """Instance code of each row given a draw u (G, U), with a gradient to u and the decoder: (N, 1)."""
+        eta = self.decoder(x[:, 2:], segments.expand(u))
+        v = self.decoder.family.score_with_gradient(x[:, 0], eta)
+        return v.clamp(-MAX_SCORE, MAX_SCORE)[:, None]
 
     def encoder_elbo(self, x: Tensor, segments: Segments, generator: torch.Generator) -> Tensor:
         """ELBO of a random part of each group.

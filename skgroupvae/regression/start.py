@@ -74,6 +74,7 @@ def start_at_mixed_model(
         model = _penalized_quasi_likelihood(model, rows, decoder.random, family, decoder.shape.double())
     decoder.start_from(model)
     decoder.set_penalty(penalty_weight)
+    network.start_rows(x)
     network.start_curves(x.float(), segments, generator)
     return model
 
