@@ -53,7 +53,8 @@ def main() -> None:
             r = judge(case, seed)
             print(
                 f"seed {seed} {case:8s} linear {r['linear']:.4f}  ours {r['ours']:.4f}  "
-                f"exact {r['exact']:.4f}  gap closed {100 * r['closed']:.1f} %  {time.perf_counter() - start:.0f} s",
+                f"exact {r['exact']:.4f}  gap closed {100 * r['closed']:.1f} %  "
+                f"{time.perf_counter() - start:.0f} s",
                 flush=True,
             )
 

@@ -3,8 +3,8 @@
     python examples/regressor_ablation.py                    # all variants, about two minutes each
     python examples/regressor_ablation.py --variant default --variant "deepsets encoder"
 
-Prints the share of the gap in log density between the linear mixed model and the exact predictive density that
-is closed on simulated curves (``examples/nonlinear_mixed.py``: rows of known groups, and of new groups with
+Prints the share of the gap in log density between the linear mixed model and the exact predictive density
+that is closed on simulated curves (``examples/nonlinear_mixed.py``: rows of known groups, and of new groups with
 context), and the gain in nats a row over the linear mixed model on three real tables
 (``examples/choose_defaults.py``: known, new, context). Needs the extra ``benchmark``.
 """
@@ -36,10 +36,10 @@ def nothing(*args: Any, **kwargs: Any) -> None:
 
 
 def sleep_phase(network, x, segments, generator):
-    """In place of the ELBO on parts of groups: log q(u) of groups of such covariates that the decoder made up.
+    """In place of the ELBO on parts of groups: log q(u) of groups that the decoder made up.
 
-    As in wake-sleep (Hinton et al. 1995) and simulation-based inference; its optimum is the mean and covariance
-    of the posterior of the model, at any number of rows.
+    As in wake-sleep (Hinton et al. 1995) and simulation-based inference; its optimum is the mean and
+    covariance of the posterior of the model, at any number of rows.
     """
     kept, part = segments.thinned(generator)
     decoder, rows = network.decoder, x[kept]
