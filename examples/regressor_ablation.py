@@ -4,8 +4,8 @@
     python examples/regressor_ablation.py --variant default --variant "deepsets encoder"
 
 Prints the share of the gap in log density between the linear mixed model and the exact predictive density
-that is closed on simulated curves (``examples/nonlinear_mixed.py``: rows of known groups, and of new groups with
-context), and the gain in nats a row over the linear mixed model on three real tables
+that is closed on simulated curves (``examples/nonlinear_mixed.py``: rows of known groups, and of new groups
+with context), and the gain in nats a row over the linear mixed model on three real tables
 (``examples/choose_defaults.py``: known, new, context). Needs the extra ``benchmark``.
 """
 

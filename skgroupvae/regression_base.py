@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -145,6 +146,7 @@ class GroupedRegressor(
         q_u = evidence.posterior(self.network_)
         self.group_codes_, self.group_codes_std_ = evidence.code_tables(q_u)
         self.group_effects_ = self._effects_of(q_u, evidence)
+        self.new_group_codes_ = self._codes_of_new(q_u, evidence)
         return q_u
 
     @each_outcome(texts)
@@ -203,6 +205,17 @@ class GroupedRegressor(
         decoder = self.network_.decoder
         return decoder.family.mean(decoder(design.expand(u.shape[1], -1), u))
 
+    def _codes_of_new(self, q_u: FullNormal, evidence: Evidence) -> NDArray[np.float64]:
+        """Mean of u of a group that no row is known of; the mixed model has 0."""
+        if self.is_mixed_model_:
+            return np.zeros(q_u.loc.shape[1])
+        return prediction.mean_by_rows(q_u.loc, torch.from_numpy(evidence.sizes).to(q_u.loc)).cpu().numpy()
+
+    def _new_group(self) -> FullNormal:
+        """u of a group that no row is known of."""
+        prior = self._prior()
+        return replace(prior, loc=prior.loc + torch.from_numpy(self.new_group_codes_).to(prior.loc))
+
     def _prior(self) -> FullNormal:
         """Of one group."""
         n_codes = self.network_.decoder.n_group_codes
@@ -218,7 +231,7 @@ class GroupedRegressor(
             known = known.plus(self._evidence_of(rows, of_rows))
         where = known.positions(labels)
         used, position = np.unique(where, return_inverse=True)
-        prior = self._prior()
+        prior = self._new_group()
         used = used[used >= 0]
         q_u = known.take(used).posterior(self.network_)
         both = FullNormal(
@@ -292,7 +305,7 @@ class GroupedRegressor(
         rows, labels = self._read(X, y, groups, trials)
         _warn_of_idle_context(context, labels)
         if labels is None:
-            q_u, position = self._prior(), np.zeros(len(rows), dtype=np.intp)
+            q_u, position = self._new_group(), np.zeros(len(rows), dtype=np.intp)
         else:
             index = pd.Index(np.asarray(labels), tupleize_cols=False)
             q_u, position = self._posterior(index, context)
@@ -307,7 +320,7 @@ class GroupedRegressor(
         size = max(1, _CHUNK_NUMBERS // self.n_prediction_samples)
         for start in range(0, len(rows), size):
             part = slice(start, start + size)
-            u = draws[:, torch.from_numpy(position[part]).to(draws.device)]
+            u = draws.index_select(1, torch.from_numpy(position[part]).to(draws.device))
             yield *decoder.family.of_rows(rows[part, 0], rows[part, 1]), decoder(rows[part, 2:], u)
 
 

@@ -146,6 +146,10 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         Its log-likelihood, in nats.
     group_codes_ : DataFrame of shape (n_groups, U)
         Posterior mean of u by label; the first codes are the random effects, standardised.
+    new_group_codes_ : ndarray of shape (U,)
+        Mean of u that a group is predicted with that no row is known of: the mean over the rows of the fit,
+        not over its groups, as far as they differ by more than chance (large schools may be better schools).
+        0 for the mixed model.
     is_mixed_model_ : bool
         True where the fit stayed at the (generalised) linear mixed model: with decoder="linear", and with 40
         groups or fewer where the network made groups held out no likelier (4 folds, by the ELBO).

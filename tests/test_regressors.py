@@ -11,6 +11,7 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, GroupKFold
 
 from skgroupvae import CxVAERegressor
+from skgroupvae.regression import prediction
 
 
 def quick(**kwargs):
@@ -445,3 +446,24 @@ def test_unseen_category_is_treated_as_missing_with_a_warning(fitted, table):
         other = fitted.predict(X[:1].assign(sex="D"))
     low, high = sorted(fitted.predict(X[:1].assign(sex=sex))[0] for sex in "FM")
     assert low < other[0] < high
+
+
+def test_a_new_group_is_that_of_a_random_row():
+    rng = np.random.default_rng(0)
+    sizes = rng.choice([2, 30], 300)
+    level = np.where(sizes == 30, 0.6, -0.6) + 0.8 * rng.normal(size=300)  # variance 1 over the groups
+    groups = np.repeat(np.arange(300), sizes)
+    x = rng.normal(size=(len(groups), 1))
+    y = level[groups] + 0.5 * rng.normal(size=len(groups))
+    model = CxVAERegressor(random_slopes=None, max_epochs=2, random_state=0).fit(x, y, groups=groups)
+    # Of the rows 15 in 16 are of large groups: their mean is 0.525 above that of the groups. The levels' own
+    # variation moves a mean over 150 groups by 0.065, and shrinkage takes 2 % off.
+    expected = level[groups].mean() - level.mean()
+    assert abs(model.predict(x[:1])[0] - level.mean() - expected) < 0.1
+    mixed = CxVAERegressor(decoder="linear", random_slopes=None, random_state=0).fit(x, y, groups=groups)
+    assert not mixed.new_group_codes_.any()
+
+
+def test_equal_groups_have_no_size_to_tell_of():
+    loc, sizes = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)), torch.full((50,), 7.0)
+    assert not prediction.mean_by_rows(loc, sizes).any()

@@ -16,6 +16,7 @@ from skgroupvae.regression.network import RegressionNetwork
 
 __all__ = [
     "draws_of",
+    "mean_by_rows",
     "mixture_cdf",
     "mixture_log_prob",
     "mixture_moments",
@@ -33,6 +34,19 @@ def draws_of(q_u: FullNormal, n_draws: int, seed: int = 0) -> Tensor:
 def _quasi_normal(n_points: int, dimension: int, seed: int) -> Tensor:
     engine = torch.quasirandom.SobolEngine(dimension, scramble=True, seed=seed)
     return torch.special.ndtri(engine.draw(n_points, dtype=torch.float64).clamp(1e-10, 1.0 - 1e-10))
+
+
+def mean_by_rows(loc: Tensor, sizes: Tensor) -> Tensor:
+    """Mean of the group codes (G, U) over rows instead of groups, as far as it is no chance: (U,).
+
+    Where large groups differ from small ones, a row at hand is likelier of one like the large. Under chance
+    the difference of the two means has the variance below at most, and is shrunk by it (James and Stein 1961).
+    """
+    share = sizes / sizes.sum() - 1.0 / len(sizes)
+    difference = share @ loc
+    variance = share.square().sum() + 1e-12  # equal sizes differ by rounding
+    kept = 1.0 - variance / difference.square().clamp(min=1e-300)
+    return difference * kept.clamp(min=0.0)
 
 
 def mixture_log_prob(family: Family, y: Tensor, eta: Tensor) -> Tensor:
