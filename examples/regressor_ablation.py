@@ -57,6 +57,11 @@ def without_correction(init: Callable[..., None]) -> Callable[..., None]:
     return lambda self, n_columns, n_codes, hidden, generator: init(self, n_columns, n_codes, (), generator)
 
 
+def but_for_linear(start: Callable[..., None]) -> Callable[..., None]:
+    """No start at the mixed model for a decoder with networks; the linear one is the yardstick."""
+    return lambda decoder, model: start(decoder, model) if decoder.network is None else None
+
+
 def taken(owner: type, name: str, instead: Any = nothing) -> Any:
     return patch.object(owner, name, instead)
 
@@ -69,7 +74,10 @@ def times_the_steps(factor: float) -> Any:
 # name: (what is patched, parameters)
 VARIANTS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "default": (nullcontext, {}),
-    "no start at the mixed model": (lambda: taken(RegressionDecoder, "start_from"), {}),
+    "no start at the mixed model": (
+        lambda: taken(RegressionDecoder, "start_from", but_for_linear(RegressionDecoder.start_from)),
+        {},
+    ),
     "no start at the groups' curves": (lambda: taken(RegressionNetwork, "start_curves"), {}),
     "no code beside the effects": (nullcontext, {"n_extra_codes": 0}),
     "deepsets encoder": (nullcontext, {"group_encoder": "deepsets"}),

@@ -40,7 +40,7 @@ def mean_by_rows(loc: Tensor, sizes: Tensor) -> Tensor:
     """Mean of the group codes (G, U) over rows instead of groups, as far as it is no chance: (U,).
 
     Where large groups differ from small ones, a row at hand is likelier of one like the large. Under chance
-    the difference of the two means has the variance below at most, and is shrunk by it (James and Stein 1961).
+    their difference has the variance below at most, and is shrunk by it (James and Stein 1961).
     """
     share = sizes / sizes.sum() - 1.0 / len(sizes)
     difference = share @ loc
