@@ -14,9 +14,8 @@ Gauss-Hermite quadrature where that is normal, in CxVAERegressor by 256 quasi-ra
 has the true parameters and the exact posterior of u, by quadrature in both dimensions. statsmodels' models
 are its variational fits (priors: sd 1 of the logarithms of the standard deviations, 2 of the coefficients),
 with two independent random effects as in the world, and so are GPBoost's, by its Laplace approximation;
-CxVAERegressor has a correlation to learn as well. ``its tables`` are `fixed_effects_` and
-`variance_components_` of the line above, which are those of the start of the fit (penalised quasi-
-likelihood); the line above has the fit's own.
+CxVAERegressor has a correlation to learn as well. The parameters in its lines are its tables: of the fit for
+the linear decoder, of the start of the fit (penalised quasi-likelihood) for the other.
 Needs the extra ``benchmark``: statsmodels and, where it is installed, gpboost.
 """
 
@@ -109,8 +108,7 @@ def truth(family: str, train: Rows, known: Rows, new: Rows) -> Result:
     )
 
 
-def ours(family: str, train: Rows, known: Rows, new: Rows, decoder: str) -> list[Result]:
-    """The fit, and for the linear decoder also what its tables say."""
+def ours(family: str, train: Rows, known: Rows, new: Rows, decoder: str) -> Result:
     model = CxVAERegressor(
         family, decoder=decoder, random_slopes=["x"], n_prediction_samples=256, random_state=0, verbose=False
     )
@@ -119,19 +117,10 @@ def ours(family: str, train: Rows, known: Rows, new: Rows, decoder: str) -> list
         float(model.score_samples(pd.DataFrame({"x": part.x}), part.y, groups=part.groups).mean())
         for part in (known, new)
     ]
-    if decoder == "mlp":  # part of the predictor is the network's, so that coefficients say little
-        return [Result(np.full(4, np.nan), *scores)]
-    # From standardised columns to x.
-    centre, scale = model._design.centre[1], model._design.scale[1]
-    to_units = np.array([[1.0, -centre / scale], [0.0, 1.0 / scale]])
-    part = model.network_.decoder
-    fixed = to_units @ part.fixed.cpu().numpy()
-    sds = np.linalg.norm(to_units @ part.loadings.cpu().numpy(), axis=1)
-    tables = [*model.fixed_effects_["estimate"], *model.variance_components_["sd"]]
-    return [Result(np.r_[fixed, sds], *scores), Result(np.array(tables), np.nan, np.nan)]
+    return Result(np.array([*model.fixed_effects_["estimate"], *model.variance_components_["sd"]]), *scores)
 
 
-def bayes_mixed_glm(family: str, train: Rows, known: Rows, new: Rows) -> list[Result]:
+def bayes_mixed_glm(family: str, train: Rows, known: Rows, new: Rows) -> Result:
     at = (np.arange(len(train.x)), train.groups)
     intercepts = sparse.csr_matrix((np.ones(len(train.x)), at), shape=(len(train.x), N_GROUPS))
     slopes = sparse.csr_matrix((train.x, at), shape=(len(train.x), N_GROUPS))
@@ -155,10 +144,10 @@ def bayes_mixed_glm(family: str, train: Rows, known: Rows, new: Rows) -> list[Re
     of_known = predictor(known.x, effect[:, known.groups], error[:, known.groups])
     of_new = predictor(new.x, np.zeros((2, 1)), np.broadcast_to(sds[:, None], (2, len(new.x))))
     scores = [normal_predictor(family, part.y, *of) for part, of in ((known, of_known), (new, of_new))]
-    return [Result(np.r_[fixed, sds], *scores)]
+    return Result(np.r_[fixed, sds], *scores)
 
 
-def gp_boost(family: str, train: Rows, known: Rows, new: Rows) -> list[Result]:
+def gp_boost(family: str, train: Rows, known: Rows, new: Rows) -> Result:
     model = gpboost.GPModel(
         group_data=train.groups,
         group_rand_coef_data=train.x[:, None],
@@ -178,7 +167,7 @@ def gp_boost(family: str, train: Rows, known: Rows, new: Rows) -> list[Result]:
         )
         scores.append(normal_predictor(family, part.y, np.asarray(latent["mu"]), np.asarray(latent["var"])))
     fixed, variances = (np.asarray(get()).ravel()[:2] for get in (model.get_coef, model.get_cov_pars))
-    return [Result(np.r_[fixed, np.sqrt(variances)], *scores)]
+    return Result(np.r_[fixed, np.sqrt(variances)], *scores)
 
 
 MODELS = {
@@ -210,13 +199,11 @@ def main() -> None:
             start = time.perf_counter()
             results = [MODELS[label](family, *world) for world in worlds]
             seconds = (time.perf_counter() - start) / len(worlds)
-            for i, name in enumerate([label, "  its tables"][: len(results[0])]):
-                rows = np.array([[*r[i].parameters, r[i].known, r[i].new] for r in results]).mean(axis=0)
-                last = "" if i or label == "truth" else f"{seconds:10.1f}"
-                print(
-                    f"{family:11s}{name:24s}" + cells(rows[:4], 10, 3) + cells(rows[4:], 10, 4) + last,
-                    flush=True,
-                )
+            row = np.array([[*r.parameters, r.known, r.new] for r in results]).mean(axis=0)
+            last = "" if label == "truth" else f"{seconds:10.1f}"
+            print(
+                f"{family:11s}{label:24s}" + cells(row[:4], 10, 3) + cells(row[4:], 10, 4) + last, flush=True
+            )
 
 
 if __name__ == "__main__":

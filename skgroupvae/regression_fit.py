@@ -24,8 +24,9 @@ from skgroupvae.regression.encoder import MixedModelEncoder
 from skgroupvae.regression.marginal import marginal_effects
 from skgroupvae.regression.mixed_model import LinearMixedModel
 from skgroupvae.regression.network import RegressionNetwork
+from skgroupvae.regression.prediction import log_likelihood
 from skgroupvae.regression.rows import RowsEncoder, build_rows_encoder, build_rows_regularizer
-from skgroupvae.regression.start import start_at_mixed_model
+from skgroupvae.regression.start import mixed_model_of, start_at_mixed_model
 from skgroupvae.regression.tables import MixedModelTables
 from skgroupvae.several import has_several
 from skgroupvae.starting import continued
@@ -139,7 +140,7 @@ class RegressionFit(BaseEstimator):
             is_mixed_model = not self._network_pays(rows, index, generator)
         self.is_mixed_model_ = is_mixed_model
         network = self._empty_network(generator)
-        self._set_tables(self._start(network, rows, index, generator), network.decoder.family, rows)
+        model = self._start(network, rows, index, generator)
         if resume:
             fresh, network = network, self._continued(network, len(rows))
             if fresh.decoder.is_exact:
@@ -148,6 +149,10 @@ class RegressionFit(BaseEstimator):
         self.history_ = self._train(self.network_, rows, index, generator)
         self.n_iter_ = len(self.history_)
         network.eval().requires_grad_(False).double()
+        if is_mixed_model and not network.decoder.is_exact:
+            value = _log_likelihood(network, rows, index)
+            model = mixed_model_of(network.decoder, replace(model, log_likelihood=value))
+        self._set_tables(model, network.decoder.family, rows)
 
     def _continued(self, fresh: RegressionNetwork, n_rows: int) -> RegressionNetwork:
         """The fitted network, ready to learn on; `fresh` is what the parameters now ask for."""
@@ -255,6 +260,15 @@ class RegressionFit(BaseEstimator):
             progress=progress_bar(self.verbose),
         )
         return history_table(history)
+
+
+def _log_likelihood(network: RegressionNetwork, rows: torch.Tensor, index: GroupIndex) -> float:
+    """Of all rows, at the network's parameters, in its units."""
+    order, segments = index.rows_of(np.arange(index.n_groups))
+    fixed = network.decoder.fixed
+    x, segments = rows[order].to(fixed), segments.to(fixed.device)
+    q_u = network.posterior(segments.sum(network.evidence(x)), segments.sizes)
+    return log_likelihood(network, x, segments, q_u)
 
 
 @torch.no_grad()

@@ -127,8 +127,9 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         By label: posterior mean and sd of what the group adds to the outcome at the mean covariates, of what
         it adds to the slope of each random covariate, and the number of rows seen.
     fixed_effects_ : DataFrame
-        Coefficients of the linear mixed model that the fit starts at, in the units of X and of the (working)
-        outcome, with standard errors and 95 % intervals of Wald's kind.
+        Coefficients of the (generalised) linear mixed model that the fit starts at, or stays at
+        (`is_mixed_model_`), in the units of X and of the outcome, or of the linear predictor of a family with
+        a link, with standard errors and 95 % intervals of Wald's kind.
     marginal_effects_ : DataFrame
         Average marginal effects: what a unit more of each covariate, or its category instead of the first,
         adds to the expected outcome on average over the rows of the fit (2,000 of them at most), network
@@ -143,7 +144,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
     intraclass_correlation_interval_ : tuple of float
         Its 95 % interval.
     mixed_model_log_likelihood_ : float
-        Its log-likelihood, in nats.
+        Its log-likelihood, in nats; by importance sampling where the outcome is not normal.
     group_codes_ : DataFrame of shape (n_groups, U)
         Posterior mean of u by label; the first codes are the random effects, standardised.
     new_group_codes_ : ndarray of shape (U,)

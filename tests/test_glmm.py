@@ -9,7 +9,9 @@ from scipy.special import gammaln, logsumexp
 
 from skgroupvae import CxVAERegressor
 
-NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(40)
+# Fine enough for the narrow likelihoods of large counts, which few Gauss-Hermite nodes miss.
+NODES = np.linspace(-8.0, 8.0, 401)
+WEIGHTS = np.exp(-0.5 * NODES**2)
 N_GROUPS = 100
 
 
@@ -42,15 +44,13 @@ def test_generalised_linear_mixed_model_is_near_maximum_likelihood(family, seed)
     x, y, groups = simulate(family, seed)
     model = CxVAERegressor(family, decoder="linear", random_slopes=None, random_state=0)
     model.fit(x, y, groups=groups)
-    decoder = model.network_.decoder
-    intercept, slope = decoder.fixed.numpy() / [1.0, model._design.scale[1]]
-    ours = [
-        intercept - slope * model._design.centre[1],
-        slope,
-        np.log(abs(float(decoder.loadings[0, 0]))),
-    ]
+    sd = model.variance_components_["sd"].iloc[0]
+    ours = [*model.fixed_effects_["estimate"], np.log(sd)]
     best = minimize(lambda p: -log_likelihood(family, p, x, y, groups), [0.3, 0.5, -0.2])
     # A confidence region of 95 % for the three reaches 3.9 nats down. The fits of seeds 0 to 2 were 0.02 to
     # 0.4 nats below; with one step of Newton's method for a posterior they were 3 to 11.
     assert log_likelihood(family, ours, x, y, groups) > -best.fun - 1.0
+    # Shifted quasi-random draws: the largest difference in seeds 0 to 2 was 0.014.
+    exact = log_likelihood(family, ours, x, y, groups)
+    assert model.mixed_model_log_likelihood_ == pytest.approx(exact, abs=0.05)
     assert model.predict(x, groups=groups).mean() == pytest.approx(y.mean(), rel=0.03)

@@ -61,6 +61,11 @@ class RegressionNetwork(TrainableNetwork):
             if isinstance(module, OutcomeRows):
                 module.start(x)
 
+    def newton_posterior(self, x: Tensor, segments: Segments) -> FullNormal:
+        """q(u) by one step of Newton's method, whatever the encoder has yet to learn."""
+        encoder = MixedModelEncoder(x.shape[1] - 2, self.decoder.n_group_codes, (), torch.Generator())
+        return encoder.posterior(segments.sum(encoder.evidence(x, self.decoder)))
+
     @torch.no_grad()
     def start_curves(self, x: Tensor, segments: Segments, generator: torch.Generator) -> None:
         """Start the codes beside the random effects where groups differ more than those explain."""
@@ -69,9 +74,7 @@ class RegressionNetwork(TrainableNetwork):
         if decoder.curves is None or n_curves == 0:
             return
         y, weights, design = x[:, 0], x[:, 1:2], x[:, 2:]
-        # The mixed model's own posterior, whatever the encoder has yet to learn.
-        exact = MixedModelEncoder(design.shape[1], decoder.n_group_codes, (), generator)
-        q_u = exact.posterior(segments.sum(exact.evidence(x, decoder)))
+        q_u = self.newton_posterior(x, segments)
         score, information = decoder.family.working(y, decoder(design, segments.expand(q_u.loc)))
         features = nn.functional.pad(decoder.curves[:-1](design[:, 1:]), (0, 1), value=1.0)
         score, information = weights * score, weights * information

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from skgroupvae.families import Family, bisect
+from skgroupvae.groups import Segments
 from skgroupvae.regression.encoder import FullNormal
 from skgroupvae.regression.network import RegressionNetwork
 
 __all__ = [
     "draws_of",
+    "log_likelihood",
     "mean_by_rows",
     "mixture_cdf",
     "mixture_log_prob",
@@ -26,14 +28,25 @@ __all__ = [
 ]
 
 
+_WIDER = 1.3
+
+
 def draws_of(q_u: FullNormal, n_draws: int, seed: int = 0) -> Tensor:
     """Quasi-random draws (S, G, U) of the group codes: scrambled Sobol points, common to all groups."""
     return q_u.draw(_quasi_normal(n_draws, q_u.loc.shape[-1], seed).to(q_u.loc)[:, None])
 
 
 def _quasi_normal(n_points: int, dimension: int, seed: int) -> Tensor:
+    return _normal_of(_sobol(n_points, dimension, seed))
+
+
+def _sobol(n_points: int, dimension: int, seed: int) -> Tensor:
     engine = torch.quasirandom.SobolEngine(dimension, scramble=True, seed=seed)
-    return torch.special.ndtri(engine.draw(n_points, dtype=torch.float64).clamp(1e-10, 1.0 - 1e-10))
+    return engine.draw(n_points, dtype=torch.float64)
+
+
+def _normal_of(uniform: Tensor) -> Tensor:
+    return torch.special.ndtri(uniform.clamp(1e-10, 1.0 - 1e-10))
 
 
 def mean_by_rows(loc: Tensor, sizes: Tensor) -> Tensor:
@@ -47,6 +60,34 @@ def mean_by_rows(loc: Tensor, sizes: Tensor) -> Tensor:
     variance = share.square().sum() + 1e-12  # equal sizes differ by rounding
     kept = 1.0 - variance / difference.square().clamp(min=1e-300)
     return difference * kept.clamp(min=0.0)
+
+
+@torch.no_grad()
+def log_likelihood(
+    network: RegressionNetwork, rows: Tensor, segments: Segments, q_u: FullNormal, n_draws: int = 256
+) -> float:
+    """Of whole groups, u integrated out by importance sampling from q(u), in nats."""
+    # Wider than the posterior, so that no draw outweighs all others.
+    n_groups, n_codes = q_u.loc.shape
+    q_u = FullNormal(q_u.loc, _WIDER * q_u.root, q_u.log_det + n_codes * math.log(_WIDER))
+    # The same points for all groups, shifted for each: what they miss then averages out over the groups.
+    points = _sobol(n_draws, n_codes, seed=0)
+    shift = torch.rand(n_groups, n_codes, generator=torch.Generator().manual_seed(0), dtype=points.dtype)
+    by_draw = []
+    for point in points:
+        noise = _normal_of((point + shift) % 1.0).to(q_u.loc)
+        u = q_u.draw(noise)
+        by_draw.append(
+            segments.sum(network.log_prob(rows, u[None], segments)[0]) + q_u.log_prior_ratio(u, noise)
+        )
+    value = float((torch.logsumexp(torch.stack(by_draw), dim=0) - math.log(n_draws)).sum())
+    # What the family leaves out of a row's likelihood as no parameter changes it: the binomial coefficient.
+    family, (y, weights) = network.decoder.family, rows[:, :2].T
+    of_rows, outcome = family.of_rows(y, weights)
+    eta = rows.new_zeros(len(rows), family.n_parameters)
+    if of_rows is not family:
+        value += float((of_rows.log_prob(outcome, eta) - weights * family.log_prob(y, eta)).sum())
+    return value
 
 
 def mixture_log_prob(family: Family, y: Tensor, eta: Tensor) -> Tensor:

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from skgroupvae.families import Family
 from skgroupvae.groups import Segments
+from skgroupvae.regression.decoder import RegressionDecoder
 from skgroupvae.regression.mixed_model import LinearMixedModel, fit_linear_mixed_model
 from skgroupvae.regression.network import RegressionNetwork
+from skgroupvae.regression.prediction import log_likelihood
 
-__all__ = ["start_at_mixed_model"]
+__all__ = ["mixed_model_of", "start_at_mixed_model"]
 
 _MAX_ITERATIONS = 20
 _TOLERANCE = 1e-6
@@ -74,9 +76,26 @@ def start_at_mixed_model(
         model = _penalized_quasi_likelihood(model, rows, decoder.random, family, decoder.shape.double())
     decoder.start_from(model)
     decoder.set_penalty(penalty_weight)
+    if not family.is_linear_exact:
+        # Until here the linear mixed model's of a working outcome.
+        model = replace(model, log_likelihood=_log_likelihood(network, x.float(), segments))
     network.start_rows(x)
     network.start_curves(x.float(), segments, generator)
     return model
+
+
+def _log_likelihood(network: RegressionNetwork, x: Tensor, segments: Segments) -> float:
+    return log_likelihood(network, x, segments, network.newton_posterior(x, segments))
+
+
+@torch.no_grad()
+def mixed_model_of(decoder: RegressionDecoder, start: LinearMixedModel) -> LinearMixedModel:
+    """The mixed model that a decoder without networks has learned; standard errors are those of `start`."""
+    loadings = decoder.loadings.double().cpu()
+    # The sign of a code means nothing; as in `fit_linear_mixed_model`.
+    loadings = loadings * torch.where(loadings.diagonal() < 0, -1.0, 1.0)
+    noise = float(decoder.shape[0].exp()) if decoder.family.is_continuous else start.noise
+    return replace(start, fixed=decoder.fixed.double().cpu(), loadings=loadings, noise=noise)
 
 
 def _penalized_quasi_likelihood(
