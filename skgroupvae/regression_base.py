@@ -42,7 +42,8 @@ __all__ = ["GroupedRegressor"]
 _MAX_AUTO_SLOPES = 5
 # Draws of u times rows that a chunk of predictions holds at most: what fits a cache is quickest.
 _CHUNK_NUMBERS = 2**15
-# Larger tables are predicted in single precision (relative error about 1e-6), twice as fast.
+# Larger tables of continuous outcomes are predicted in single precision (relative error about 1e-6), twice as
+# fast; log densities of large counts would lose digits.
 _MAX_DOUBLE_ROWS = 20_000
 
 
@@ -50,8 +51,8 @@ class GroupedRegressor(
     RegressionFit,
     CodesMixin,
     FitHTMLMixin,
-    SeveralOutcomesMixin,
     RegressionInput,
+    SeveralOutcomesMixin,
     RegressorMixin,
     TransformerMixin,
     BaseEstimator,
@@ -76,7 +77,6 @@ class GroupedRegressor(
 
     def _start_outcome(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
         """Check the outcome, learn its units, and return it in those of the network."""
-        self._fitted_family = self.family
         if FAMILIES[self.family].has_grades:
             self.classes_ = np.unique(y)
         family = self._family()
@@ -97,16 +97,17 @@ class GroupedRegressor(
         return self._inner(y)
 
     def _family(self) -> Family:
-        kind = FAMILIES[self.family]
+        kind = FAMILIES[self._fitted_family]
         return kind(self.classes_) if kind.has_grades else kind()
 
     def _outcome(self, y: Any, n_rows: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Outcome of each row in the units of y, and how many (trials) it counts as."""
-        kind = FAMILIES[self.family]
+        kind = FAMILIES[self._fitted_family]
         return kind.as_rows(check_outcome(y, n_rows, kind.columns))
 
     def _trials(self, trials: Any, n_rows: int) -> NDArray[np.float64]:
-        return check_trials(trials, n_rows, self.family, has_trials=FAMILIES[self.family].has_trials)
+        family = self._fitted_family
+        return check_trials(trials, n_rows, family, has_trials=FAMILIES[family].has_trials)
 
     def _inner(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
         """Outcome in the units of the network."""
@@ -161,7 +162,7 @@ class GroupedRegressor(
         sizes = self._evidence.sizes
         lower, upper = self.intraclass_correlation_interval_
         head = {
-            "Family": self.family,
+            "Family": self._fitted_family,
             "Decoder": "mixed model" if self.is_mixed_model_ else "mixed model and network",
             "Rows": f"{sizes.sum():,}",
             "Groups": f"{len(sizes):,} of {sizes.min()} to {sizes.max()} rows",
@@ -173,8 +174,12 @@ class GroupedRegressor(
             "Fixed effects (Wald intervals, 95 %)": self.fixed_effects_,
             "Variance components (intervals of 95 %)": self.variance_components_,
         }
-        if not self.is_mixed_model_ or self.family != "gaussian":
+        if not self.is_mixed_model_ or self._fitted_family != "gaussian":
             tables["Average marginal effects"] = self.marginal_effects_
+        if len(self._random) > 1:
+            covariance = self.random_effects_covariance_
+            sds = np.sqrt(np.diag(covariance))
+            tables["Correlations of the random effects"] = covariance.div(sds, axis=0).div(sds, axis=1)
         for title, table in tables.items():
             lines += ["", title, table.to_string(float_format=lambda x: f"{x:.4f}")]
         return "\n".join(lines)
@@ -209,7 +214,11 @@ class GroupedRegressor(
         """Mean of u of a group that no row is known of; the mixed model has 0."""
         if self.is_mixed_model_:
             return np.zeros(q_u.loc.shape[1])
-        return prediction.mean_by_rows(q_u.loc, torch.from_numpy(evidence.sizes).to(q_u.loc)).cpu().numpy()
+        return (
+            prediction.mean_by_rows(q_u.loc, torch.from_numpy(evidence.totals[:, 0]).to(q_u.loc))
+            .cpu()
+            .numpy()
+        )
 
     def _new_group(self) -> FullNormal:
         """u of a group that no row is known of."""
@@ -239,7 +248,16 @@ class GroupedRegressor(
         )
         return both, position + (0 if (where < 0).any() else 1)
 
+    def _own_labels(self, n_rows: int) -> NDArray[np.intp]:
+        """Labels of rows that are groups of their own, beside those that the fit made so."""
+        if self._has_groups:
+            raise ValueError(
+                f"groups is missing, and {type(self).__name__} was fitted with groups; pass one label a row"
+            )
+        return len(self._evidence.labels) + np.arange(n_rows)
+
     def _evidence_of(self, rows: torch.Tensor, labels: Any) -> Evidence:
+        labels = self._own_labels(len(rows)) if labels is None else labels
         return Evidence.of_rows(self.network_, rows, self._index_of(rows, labels))
 
     @staticmethod
@@ -256,6 +274,7 @@ class GroupedRegressor(
             inner, weights = np.zeros(len(design)), self._trials(trials, len(design))
         else:
             outcome, weights = self._outcome(y, len(design))
+            self._family().check_outcome(outcome)
             inner = self._inner(outcome)
         rows = self._stacked(inner, weights, design)
         return rows.to(self.network_.decoder.fixed.device)
@@ -273,18 +292,22 @@ class GroupedRegressor(
         if reset:
             self._design = self._empty_design(y)
         else:
-            self._keep_formula()
+            self._keep_formula(y)
         table, groups = self._split(X, groups)
         table = self._covariates(table, reset=reset)
         outcome, trials = self._outcome(self._y_of(X, y, required=False), len(table))
-        if not constant:
-            check_varies(outcome)
-        labels = check_groups(groups, len(table), type(self).__name__, warn=True)
+        if constant and groups is None:
+            labels = self._own_labels(len(table))
+        else:
+            self._has_groups = groups is not None
+            labels = check_groups(groups, len(table), type(self).__name__, warn=True)
         weights = trials * check_weights(sample_weight, table)
         if (weights == 0).any():
             kept = weights > 0
             table, outcome, weights = table[kept], outcome[kept], weights[kept]
             labels = np.asarray(labels)[kept]
+        if not constant:
+            check_varies(outcome)
         return table, outcome, labels, weights
 
     def _read(self, X: Any, y: Any, groups: Any, trials: Any = 1) -> tuple[torch.Tensor, Any]:
@@ -315,7 +338,7 @@ class GroupedRegressor(
                     "context has; pass rows of it as context=(X, y, groups), or strict_groups=False"
                 )
         draws, decoder = prediction.draws_of(q_u, self.n_prediction_samples), self.network_.decoder
-        if len(rows) > _MAX_DOUBLE_ROWS:
+        if len(rows) > _MAX_DOUBLE_ROWS and decoder.family.is_continuous:
             draws, rows, decoder = draws.float(), rows.float(), copy.deepcopy(decoder).float()
         size = max(1, _CHUNK_NUMBERS // self.n_prediction_samples)
         for start in range(0, len(rows), size):

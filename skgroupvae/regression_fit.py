@@ -24,9 +24,8 @@ from skgroupvae.regression.encoder import MixedModelEncoder
 from skgroupvae.regression.marginal import marginal_effects
 from skgroupvae.regression.mixed_model import LinearMixedModel
 from skgroupvae.regression.network import RegressionNetwork
-from skgroupvae.regression.prediction import log_likelihood
 from skgroupvae.regression.rows import RowsEncoder, build_rows_encoder, build_rows_regularizer
-from skgroupvae.regression.start import mixed_model_of, start_at_mixed_model
+from skgroupvae.regression.start import mixed_log_likelihood, mixed_model_of, start_at_mixed_model
 from skgroupvae.regression.tables import MixedModelTables
 from skgroupvae.several import has_several
 from skgroupvae.starting import continued
@@ -65,7 +64,8 @@ class RegressionFit(BaseEstimator):
                 self._fit_each(X, y, groups, sample_weight)
                 return
             resume = self.warm_start and hasattr(self, "network_") and not hasattr(self, "outcomes_")
-            self.__dict__.pop("outcomes_", None)
+            if not resume:
+                self._forget()
             self._is_anchored = False
             table, outcome, labels, weights = self._read_for_fit(
                 X, y, groups, sample_weight, reset=not resume
@@ -80,7 +80,13 @@ class RegressionFit(BaseEstimator):
                 self._keep_random_columns(design, index)
             else:
                 self._random = self._random_columns(design, index)
-            self._fit_network(rows, index, self._generator(), resume)
+            try:
+                self._fit_network(rows, index, self._generator(), resume)
+            except torch.linalg.LinAlgError as error:
+                raise ValueError(
+                    "the mixed model has no estimates: X (nearly) tells y without error, or columns of X are "
+                    "sums of others; drop these columns"
+                ) from error
             rows = rows.to(self.network_.decoder.fixed.device)
             q_u = self._set_evidence(Evidence.of_rows(self.network_, rows, index))
             self.marginal_effects_ = marginal_effects(
@@ -92,6 +98,12 @@ class RegressionFit(BaseEstimator):
                 self._scale,
                 self.fixed_effects_["std_error"].to_numpy()[1:],
             )
+
+    def _forget(self) -> None:
+        """Leave nothing of an earlier fit."""
+        for name in [name for name in vars(self) if name.endswith("_") and not name.startswith("_")]:
+            delattr(self, name)
+        self._fitted_family = self.family
 
     def _partial_fit(self, X: Any, y: Any, groups: Any, sample_weight: Any) -> None:
         """One pass over new rows; nothing of the estimator changes if it fails."""
@@ -141,6 +153,7 @@ class RegressionFit(BaseEstimator):
         self.is_mixed_model_ = is_mixed_model
         network = self._empty_network(generator)
         model = self._start(network, rows, index, generator)
+        before = copy.deepcopy(network.decoder.state_dict())
         if resume:
             fresh, network = network, self._continued(network, len(rows))
             if fresh.decoder.is_exact:
@@ -150,9 +163,26 @@ class RegressionFit(BaseEstimator):
         self.n_iter_ = len(self.history_)
         network.eval().requires_grad_(False).double()
         if is_mixed_model and not network.decoder.is_exact:
-            value = _log_likelihood(network, rows, index)
-            model = mixed_model_of(network.decoder, replace(model, log_likelihood=value))
+            model = self._learned(network, model, None if resume else before, rows, index)
         self._set_tables(model, network.decoder.family, rows)
+
+    def _learned(
+        self,
+        network: RegressionNetwork,
+        start: LinearMixedModel,
+        before: dict[str, torch.Tensor] | None,
+        rows: torch.Tensor,
+        index: GroupIndex,
+    ) -> LinearMixedModel:
+        """The mixed model that was learned, or its start where that is likelier: training may stray."""
+        order, segments = index.rows_of(np.arange(index.n_groups))
+        fixed = network.decoder.fixed
+        x = rows[order].to(fixed)
+        value = mixed_log_likelihood(network, x, segments.to(fixed.device))
+        if before is None or value > start.log_likelihood:
+            return mixed_model_of(network.decoder, replace(start, log_likelihood=value))
+        network.decoder.load_state_dict(before)
+        return start
 
     def _continued(self, fresh: RegressionNetwork, n_rows: int) -> RegressionNetwork:
         """The fitted network, ready to learn on; `fresh` is what the parameters now ask for."""
@@ -223,6 +253,7 @@ class RegressionFit(BaseEstimator):
     def _set_tables(self, model: LinearMixedModel, family: Family, rows: torch.Tensor) -> None:
         tables = MixedModelTables(model, self._design, self._random, self._centre, self._scale, family)
         self.fixed_effects_, self.variance_components_ = tables.fixed_effects(), tables.variance_components()
+        self.random_effects_covariance_ = tables.random_effects_covariance()
         self.intraclass_correlation_, *interval = tables.intraclass_correlation()
         self.intraclass_correlation_interval_ = tuple(interval)
         n_rows = float(rows[:, 1].sum())
@@ -260,15 +291,6 @@ class RegressionFit(BaseEstimator):
             progress=progress_bar(self.verbose),
         )
         return history_table(history)
-
-
-def _log_likelihood(network: RegressionNetwork, rows: torch.Tensor, index: GroupIndex) -> float:
-    """Of all rows, at the network's parameters, in its units."""
-    order, segments = index.rows_of(np.arange(index.n_groups))
-    fixed = network.decoder.fixed
-    x, segments = rows[order].to(fixed), segments.to(fixed.device)
-    q_u = network.posterior(segments.sum(network.evidence(x)), segments.sizes)
-    return log_likelihood(network, x, segments, q_u)
 
 
 @torch.no_grad()

@@ -34,6 +34,11 @@ class RegressionInput:
         if self.formula is None:
             return Design()
         formula = read_formula(self.formula)
+        self._check_said_once(formula, y)
+        return FormulaDesign(formula=formula)
+
+    def _check_said_once(self, formula: Formula, y: Any) -> None:
+        """Refuse outcome, groups and slopes that the formula and other arguments both name."""
         if formula.group is not None:
             for name, unset in (("group_column", None), ("random_slopes", "auto")):
                 value = getattr(self, name)
@@ -47,9 +52,8 @@ class RegressionInput:
                 f"y is given, but formula has the outcome {formula.outcome!r}; leave y out, or begin the "
                 "formula with '~'"
             )
-        return FormulaDesign(formula=formula)
 
-    def _keep_formula(self) -> None:
+    def _keep_formula(self, y: Any) -> None:
         """Refuse a formula that is not that of the fit."""
         asked = None if self.formula is None else read_formula(self.formula)
         if asked != self._formula:
@@ -57,6 +61,14 @@ class RegressionInput:
                 f"formula={self.formula!r} is not that of the fit, so it cannot go on from there; fit a "
                 "clone, or set warm_start=False"
             )
+        if asked is not None:
+            self._check_said_once(asked, y)
+
+    def _names_groups(self) -> bool:
+        """Whether the table holds the labels."""
+        if self.group_column is not None:
+            return True
+        return self.formula is not None and read_formula(self.formula).group is not None
 
     def _learn_design(self, table: Any) -> Design:
         design = self._design

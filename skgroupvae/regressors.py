@@ -138,6 +138,9 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
     variance_components_ : DataFrame
         Standard deviations of that model's random effects and noise, with 95 % intervals from the observed
         information about their logarithms.
+    random_effects_covariance_ : DataFrame of shape (Q, Q)
+        Covariance of that model's random effects, in the units of X and of the outcome, or of the linear
+        predictor of a family with a link.
     intraclass_correlation_ : float
         Share of the variance between groups in that model, at the mean covariates; for a family without a
         noise of its own, on the scale of the linear predictor (Nakagawa et al. 2017).
@@ -148,9 +151,9 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
     group_codes_ : DataFrame of shape (n_groups, U)
         Posterior mean of u by label; the first codes are the random effects, standardised.
     new_group_codes_ : ndarray of shape (U,)
-        Mean of u that a group is predicted with that no row is known of: the mean over the rows of the fit,
-        not over its groups, as far as they differ by more than chance (large schools may be better schools).
-        0 for the mixed model.
+        Mean of u that a group is predicted with that no row is known of: the mean over the rows of the fit
+        less that over its groups, shrunk by what chance would make it (large schools may be better schools).
+        0 for the mixed model, and 0 it is again once a row of the group is known.
     is_mixed_model_ : bool
         True where the fit stayed at the (generalised) linear mixed model: with decoder="linear", and with 40
         groups or fewer where the network made groups held out no likelier (4 folds, by the ELBO).
@@ -592,9 +595,16 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         v = prediction.normal_scores(self.network_, rows, draws, position)
         return q_u.loc[position].cpu().numpy(), v[:, None].cpu().numpy()
 
-    def fit_transform(self, X: Any, y: ArrayLike | None = None, *, groups: ArrayLike | None = None) -> Any:
+    def fit_transform(
+        self,
+        X: Any,
+        y: ArrayLike | None = None,
+        *,
+        groups: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> Any:
         """Fit, then the codes of the same rows; see `fit` and `transform`."""
-        return self.fit(X, y, groups=groups).transform(X, y, groups=groups)
+        return self.fit(X, y, groups=groups, sample_weight=sample_weight).transform(X, y, groups=groups)
 
     @each_outcome(stacked)
     def sample_y(

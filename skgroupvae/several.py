@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self, TypeVar, cast
@@ -117,6 +118,11 @@ class SeveralOutcomesMixin(PersistenceMixin):
     """
 
     outcomes_: dict[Any, Any]
+    random_state: Any
+
+    @abstractmethod
+    def _names_groups(self) -> bool:
+        """Whether the table holds the labels."""
 
     def set_params(self, **params: Any) -> Self:
         """Set parameters, also of the models of several outcomes; see scikit-learn's `set_params`."""
@@ -128,7 +134,7 @@ class SeveralOutcomesMixin(PersistenceMixin):
 
     def _fit_each(self, X: Any, y: Any, groups: Any, sample_weight: Any) -> None:
         names = _names_of(y)
-        if groups is None and getattr(self, "group_column", None) is None:
+        if groups is None and not self._names_groups():
             groups = check_groups(None, len(y), type(self).__name__, warn=True)
         given = {"X": X, "y": y, "groups": groups, "sample_weight": sample_weight}
         models = {}
@@ -137,7 +143,9 @@ class SeveralOutcomesMixin(PersistenceMixin):
                 known = _known_rows(arguments)
                 if known is None:
                     raise ValueError("y is missing in every row; leave this outcome out")
-                models[name] = self._model_to_fit(name).fit(**known)
+                model = self._model_to_fit(name)
+                # As separate fits: a generator goes on from one to the next.
+                models[name] = model.set_params(random_state=self.random_state).fit(**known)
         self._set_outcomes(models)
 
     def _model_to_fit(self, name: Any) -> Any:
@@ -145,14 +153,16 @@ class SeveralOutcomesMixin(PersistenceMixin):
         fitted = getattr(self, "outcomes_", {})
         if not getattr(self, "warm_start", False) or name not in fitted:
             return clone(self)
-        return copy.copy(fitted[name])
+        return copy.copy(fitted[name]).set_params(**self.get_params(deep=False))
 
     def _set_outcomes(self, models: dict[Any, Any]) -> None:
         """Take on these models in place of all that was learned."""
         first = next(iter(models.values()))
+        for name in [name for name in vars(self) if name.endswith("_") and not name.startswith("_")]:
+            delattr(self, name)  # of an earlier fit, as what follows
         self.outcomes_ = models
         for name in vars(first).keys() - vars(clone(self)).keys():
-            self.__dict__.pop(name, None)  # of an earlier fit to one outcome
+            self.__dict__.pop(name, None)
             if name.endswith("_in_"):
                 setattr(self, name, getattr(first, name))
             elif name.endswith("_"):
@@ -166,7 +176,10 @@ class SeveralOutcomesMixin(PersistenceMixin):
         tensors = {} if tensors is None else tensors
         write = Writer(tensors)
         models = [[write(name, "outcomes_"), m._get_state(tensors)[0]] for name, m in self.outcomes_.items()]
-        return {"outcomes_": models}, tensors
+        state = {"outcomes_": models}
+        if hasattr(self, "_sklearn_output_config"):
+            state["_sklearn_output_config"] = write(self._sklearn_output_config, "output")
+        return state, tensors
 
     def _set_state(self, state: dict[str, Any], tensors: dict[str, NDArray]) -> None:
         if "outcomes_" not in state:
@@ -177,6 +190,8 @@ class SeveralOutcomesMixin(PersistenceMixin):
             model = models[read_value(name, tensors)] = clone(self)
             model._set_state(own, tensors)
         self._set_outcomes(models)
+        if "_sklearn_output_config" in state:
+            self._sklearn_output_config = read_value(state["_sklearn_output_config"], tensors)
 
 
 def has_several(y: Any, columns: Sequence[str]) -> bool:

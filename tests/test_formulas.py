@@ -296,7 +296,7 @@ def test_formulas_that_cannot_be_used(formula, message, pupils):
         ({"random_slopes": ["x"]}, {}, "random_slopes=.* formula has the random part.*leave one"),
         ({"random_slopes": None}, {}, "random_slopes=None is given.*leave one"),
         ({"group_column": "school"}, {}, "group_column='school' is given.*leave one"),
-        ({}, {"groups": np.arange(300)}, "groups= is given, but formula has the groups.*leave one"),
+        ({}, {"groups": np.arange(300)}, "groups= is given, but formula has the groups.*leave groups out"),
         (
             {},
             {"y": np.arange(300.0)},
@@ -494,3 +494,14 @@ def test_no_file_makes_load_or_predict_run_what_is_not_listed(method, rich, pupi
         with pytest.raises(ValueError, match=r"cannot load.*formula has"):
             CxVAERegressor.load(path)
     assert not trace.exists()
+
+
+def test_the_labels_of_the_table_may_be_passed_beside_it(rich, pupils):
+    np.testing.assert_array_equal(rich.predict(pupils, groups=pupils["school"]), rich.predict(pupils))
+
+
+def test_several_outcomes_beside_a_formula(pupils):
+    formula = "~ x + (1 | school)"
+    model = model_of(formula).fit(pupils, pupils[["y", "age"]])
+    alone = model_of(formula).fit(pupils, pupils["age"])
+    np.testing.assert_array_equal(model.predict(pupils)[:, 1], alone.predict(pupils))

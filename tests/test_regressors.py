@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import statsmodels.formula.api as smf
 import torch
 from scipy import stats
 from sklearn.base import clone
@@ -467,3 +468,60 @@ def test_a_new_group_is_that_of_a_random_row():
 def test_equal_groups_have_no_size_to_tell_of():
     loc, sizes = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)), torch.full((50,), 7.0)
     assert not prediction.mean_by_rows(loc, sizes).any()
+
+
+def test_counts_of_new_groups_stay_near_those_of_the_mixed_model():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(60), 4)
+    x = rng.normal(size=(240, 1))
+    y = rng.poisson(np.exp(1.0 + 0.5 * x[:, 0] + 1.2 * rng.normal(size=60)[groups]))
+    linear = CxVAERegressor("poisson", decoder="linear", random_slopes=None, random_state=0)
+    expected = linear.fit(x, y, groups=groups).predict(x)
+    model = CxVAERegressor("poisson", random_slopes=None, random_state=0).fit(x, y, groups=groups)
+    # The networks move the logarithm of a mean by 1 at most; coefficients move besides.
+    assert (model.predict(x) < 5.0 * expected).all()
+
+
+@pytest.mark.parametrize("family", ["bernoulli", "poisson"])
+def test_outcomes_that_a_family_cannot_have_are_refused_after_the_fit_too(family):
+    rng = np.random.default_rng(0)
+    x, groups = rng.normal(size=(60, 1)), np.repeat(np.arange(6), 10)
+    model = CxVAERegressor(family, decoder="linear", random_slopes=None, max_epochs=1, random_state=0)
+    model.fit(x, rng.integers(0, 2, 60), groups=groups)
+    for method in (model.score_samples, model.update_groups, model.pit):
+        with pytest.raises(ValueError, match=family):
+            method(x, np.full(60, -0.5), groups=groups)
+
+
+def test_rows_without_groups_are_no_rows_of_the_groups_of_the_fit():
+    rng = np.random.default_rng(0)
+    x, groups = rng.normal(size=(60, 1)), np.repeat(np.arange(6), 10)
+    y = rng.normal(size=60)
+    model = CxVAERegressor(decoder="linear", random_slopes=None, random_state=0).fit(x, y, groups=groups)
+    with pytest.raises(ValueError, match="groups is missing"):
+        model.update_groups(x[:3], y[:3])
+    with pytest.raises(ValueError, match="groups is missing"):
+        model.predict(x, groups=groups, context=(x[:3], y[:3], None))
+
+
+def test_covariance_of_random_effects_is_that_of_statsmodels():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(40), 15)
+    x = rng.normal(2.0, 3.0, size=600)
+    effects = rng.multivariate_normal([0.0, 0.0], [[1.0, 0.3], [0.3, 0.25]], 40)[groups]
+    y = 1.0 + 2.0 * x + effects[:, 0] + effects[:, 1] * x + rng.normal(size=600)
+    table = pd.DataFrame({"x": x, "y": y})
+    theirs = smf.mixedlm("y ~ x", table, groups=groups, re_formula="1 + x").fit(reml=False)
+    model = CxVAERegressor(decoder="linear", random_slopes=["x"], random_state=0)
+    model.fit(table[["x"]], y, groups=groups)
+    np.testing.assert_allclose(model.random_effects_covariance_, theirs.cov_re, rtol=1e-2)
+
+
+def test_predicted_means_of_the_linear_mixed_model_are_exact():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(10), 10)
+    x, y = rng.normal(size=(100, 1)), rng.normal(size=100) + 0.5 * rng.normal(size=10).repeat(10)
+    model = CxVAERegressor(decoder="linear", random_slopes=None, random_state=0).fit(x, y, groups=groups)
+    intercept, slope = model.fixed_effects_["estimate"]
+    # But for parameters that are kept in single precision.
+    np.testing.assert_allclose(model.predict(x), intercept + slope * x[:, 0], rtol=1e-6)

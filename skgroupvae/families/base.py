@@ -32,6 +32,9 @@ class Family(nn.Module, ABC):
         Width of ``eta``; all that follow the linear predictor are 0 for the plainest member of the family.
     max_departure : tuple of float
         How far x and u move each parameter after the first from its common value at most.
+    max_predictor_departure : float or None
+        How far the networks move the linear predictor from that of the mixed model at most; None is any way.
+        Under a log link the mean of what is not bounded need not exist.
     is_linear_exact : bool
         Whether the linear mixed model of the working outcome is this family's by maximum likelihood.
     n_working : int
@@ -47,6 +50,7 @@ class Family(nn.Module, ABC):
     n_parameters = 1
     n_working = 1
     max_departure: tuple[float, ...] = ()
+    max_predictor_departure: float | None = None
     is_linear_exact = False
     is_continuous = False
     columns: tuple[str, ...] = ("outcome",)

@@ -19,6 +19,7 @@ class PoissonFamily(Family):
     """Counts, log link."""
 
     _name = "poisson"
+    max_predictor_departure = 1.0
 
     def check_outcome(self, y: NDArray[np.float64]) -> None:
         if (y < 0).any() or (y != np.round(y)).any():

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from skgroupvae.columns import centre_and_scale, some
+from skgroupvae.columns import caller_level, centre_and_scale, some
 from skgroupvae.design import Design
 from skgroupvae.formulas.text import Formula, formulaic
 
@@ -100,7 +100,7 @@ class FormulaDesign(Design):
                     f"column {name!r} of X has categories {some(unseen)} that the fit has not seen; their "
                     "rows get the mean over the categories of the fit",
                     UserWarning,
-                    stacklevel=5,
+                    stacklevel=caller_level(),
                 )
         return self._averaged(frame, list(self.levels))
 

@@ -61,11 +61,15 @@ class Formula:
 
     def split(self, X: Any, group_column: Any, groups: Any) -> tuple[pd.DataFrame, Any]:
         """Columns that the formula reads, and the labels: its own, else as without a formula."""
-        if self.group is not None and groups is not None:
-            raise ValueError(
-                f"groups= is given, but formula has the groups (... | {self.group}); leave one of them out"
-            )
         frame = self._frame(X, [*self.columns, *([] if self.group is None else [self.group])])
+        if self.group is not None and groups is not None:
+            # A search or a plot passes them beside the table.
+            if not np.array_equal(np.asarray(groups), np.asarray(frame[self.group])):
+                raise ValueError(
+                    f"groups= is given, but formula has the groups (... | {self.group}), which are others; "
+                    "leave groups out"
+                )
+            groups = None
         _, labels = split_group_column(frame, group_column if self.group is None else self.group, groups)
         return frame[self.columns], labels
 

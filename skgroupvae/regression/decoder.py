@@ -95,9 +95,19 @@ class RegressionDecoder(nn.Module):
             departure = departure + self.network[1:](hidden)
             # As it is near zero, and never beyond the bound.
             rest = self.bounds * (departure[..., 1:] / self.bounds).tanh()
-            departure = torch.cat([departure[..., :1], rest], dim=-1)
+            departure = torch.cat([self._bounded(departure[..., :1], design, u), rest], dim=-1)
         plain = torch.cat([(design @ self.fixed)[:, None], self.shape.expand(len(design), -1)], dim=-1)
         return plain + departure
+
+    def _bounded(self, departure: Tensor, design: Tensor, u: Tensor) -> Tensor:
+        """Departure of the linear predictor (*, N, 1), what the networks add to the mixed model bounded."""
+        bound = self.family.max_predictor_departure
+        if bound is None:
+            return departure
+        n_random = len(self.random)
+        effects = design[:, self.random] @ self.loadings
+        linear_part = torch.einsum("nq,...nq->...n", effects, u[..., :n_random])[..., None]
+        return linear_part + bound * ((departure - linear_part) / bound).tanh()
 
     def coefficients(self, design: Tensor) -> Tensor:
         """Effect of the group codes on the parameters as far as it is linear in u: (N, n_parameters, U)."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from skgroupvae.nn import mlp
 from skgroupvae.regression.decoder import RegressionDecoder
 
-__all__ = ["FullNormal", "MixedModelEncoder"]
+__all__ = ["FullNormal", "MixedModelEncoder", "normal_posterior"]
 
 # Of an outcome, as a network sees it.
 MAX_SCORE = 6.0
@@ -128,10 +128,10 @@ class MixedModelEncoder(nn.Module):
         size, score, information, learned = evidence.split(
             [1, n_codes, n_codes**2, evidence.shape[1] - 1 - n_codes - n_codes**2], dim=-1
         )
-        loc, root = _normal_posterior(score, information.unflatten(1, (n_codes, n_codes)))
-        log_det = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        normal = normal_posterior(score, information.unflatten(1, (n_codes, n_codes)))
         if self.group_network is None:
-            return FullNormal(loc, root, log_det)
+            return normal
+        loc, root, log_det = normal.loc, normal.root, normal.log_det
         mean_v, sum_square, features = learned[:, :1] / size, learned[:, 1:2], learned[:, 2:] / size
         log_spread = ((sum_square + 1.0) / (size + 1.0)).log()
         spread = root.square().sum(-1).log()
@@ -143,12 +143,12 @@ class MixedModelEncoder(nn.Module):
         return FullNormal(loc, root * log_stretch.exp()[:, None, :], log_det + log_stretch.sum(-1))
 
 
-def _normal_posterior(score: Tensor, information: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (G, U) and a root (G, U, U) of the covariance, from the prior N(0, I)."""
+def normal_posterior(score: Tensor, information: Tensor) -> FullNormal:
+    """Posterior of u from the prior N(0, I), and the slope (G, U) and curvature (G, U, U) of a likelihood."""
     # In float64: with many rows the precision is large and the prior's 1 would be lost.
     precision = information.double()
     identity = torch.eye(precision.shape[-1], dtype=precision.dtype, device=precision.device)
     factor = torch.linalg.cholesky(0.5 * (precision + precision.mT) + identity)
-    root = torch.linalg.solve_triangular(factor.mT, identity.expand_as(factor), upper=True)
-    mean = torch.cholesky_solve(score.double()[..., None], factor)[..., 0]
-    return mean.to(score.dtype), root.to(score.dtype)
+    root = torch.linalg.solve_triangular(factor.mT, identity.expand_as(factor), upper=True).to(score.dtype)
+    mean = torch.cholesky_solve(score.double()[..., None], factor)[..., 0].to(score.dtype)
+    return FullNormal(mean, root, root.diagonal(dim1=-2, dim2=-1).log().sum(-1))

@@ -53,9 +53,10 @@ def marginal_effects(
     -------
     table : DataFrame
     """
-    some = slice(None, None, max(1, len(rows) // _MAX_ROWS))
+    # At random: a table may have a rhythm.
+    some = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:_MAX_ROWS].sort().values
     weights, columns = rows[some, 1], rows[some, 2:]
-    u = draws_of(q_u, _N_DRAWS)[:, torch.from_numpy(codes[some]).to(rows.device)]
+    u = draws_of(q_u, _N_DRAWS)[:, torch.from_numpy(codes)[some].to(rows.device)]
     decoder = network.decoder
 
     def average(low: Tensor, high: Tensor) -> float:

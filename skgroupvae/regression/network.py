@@ -18,13 +18,15 @@ from skgroupvae.groups import Segments
 from skgroupvae.network import ElboTerms, TrainableNetwork
 from skgroupvae.regression.curves import leading_curves
 from skgroupvae.regression.decoder import RegressionDecoder
-from skgroupvae.regression.encoder import MAX_SCORE, FullNormal, MixedModelEncoder
+from skgroupvae.regression.encoder import MAX_SCORE, FullNormal, MixedModelEncoder, normal_posterior
 from skgroupvae.regression.rows import OutcomeRows, RowsEncoder, RowsRegularizer
 
 __all__ = ["RegressionNetwork"]
 
 # Draws of u behind one estimate of the ELBO.
 _ELBO_SAMPLES = 4
+# Steps of Newton's method to a mode, and how far one goes in standard deviations of the prior.
+_MODE_STEPS, _MAX_MODE_STEP = 15, 1.0
 
 
 class RegressionNetwork(TrainableNetwork):
@@ -67,6 +69,24 @@ class RegressionNetwork(TrainableNetwork):
         return encoder.posterior(segments.sum(encoder.evidence(x, self.decoder)))
 
     @torch.no_grad()
+    def laplace_posterior(self, x: Tensor, segments: Segments) -> FullNormal:
+        """Normal at the mode of the posterior, for a decoder without networks; it needs the rows at once."""
+        y, weights, design = x[:, 0], x[:, 1:2], x[:, 2:]
+        slopes = self.decoder.coefficients(design)[:, 0]
+        q_u = self.newton_posterior(x, segments)
+        for _ in range(_MODE_STEPS):
+            u = segments.expand(q_u.loc)
+            score, information = self.decoder.family.working(y, self.decoder(design, u))
+            score, information = weights * score[:, :1], weights * information[:, :1]
+            inner = segments.sum(information[..., None] * slopes[:, :, None] * slopes[:, None])
+            pull = segments.sum((score + information * (slopes * u).sum(-1, keepdim=True)) * slopes)
+            after = normal_posterior(pull, inner)
+            # Newton's method on counts overshoots from below.
+            step = (after.loc - q_u.loc).clamp(-_MAX_MODE_STEP, _MAX_MODE_STEP)
+            q_u = FullNormal(q_u.loc + step, after.root, after.log_det)
+        return q_u
+
+    @torch.no_grad()
     def start_curves(self, x: Tensor, segments: Segments, generator: torch.Generator) -> None:
         """Start the codes beside the random effects where groups differ more than those explain."""
         decoder = self.decoder
@@ -100,7 +120,8 @@ class RegressionNetwork(TrainableNetwork):
     def scores(self, x: Tensor, u: Tensor, segments: Segments) -> Tensor:
         """Instance code of each row given a draw u (G, U), with a gradient to u and the decoder: (N, 1)."""
         eta = self.decoder(x[:, 2:], segments.expand(u))
-        v = self.decoder.family.score_with_gradient(x[:, 0], eta)
+        family, y = self.decoder.family.of_rows(x[:, 0], x[:, 1])
+        v = family.score_with_gradient(y, eta).to(x.dtype)
         return v.clamp(-MAX_SCORE, MAX_SCORE)[:, None]
 
     def encoder_elbo(self, x: Tensor, segments: Segments, generator: torch.Generator) -> Tensor:

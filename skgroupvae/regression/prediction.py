@@ -32,8 +32,12 @@ _WIDER = 1.3
 
 
 def draws_of(q_u: FullNormal, n_draws: int, seed: int = 0) -> Tensor:
-    """Quasi-random draws (S, G, U) of the group codes: scrambled Sobol points, common to all groups."""
-    return q_u.draw(_quasi_normal(n_draws, q_u.loc.shape[-1], seed).to(q_u.loc)[:, None])
+    """Quasi-random draws (S, G, U) of the group codes: scrambled Sobol points, common to all groups.
+
+    In pairs about the mean, so that what is linear in u has its exact mean (with an even number of draws).
+    """
+    half = _quasi_normal((n_draws + 1) // 2, q_u.loc.shape[-1], seed).to(q_u.loc)
+    return q_u.draw(torch.cat([half, -half])[:n_draws, None])
 
 
 def _quasi_normal(n_points: int, dimension: int, seed: int) -> Tensor:
@@ -50,10 +54,10 @@ def _normal_of(uniform: Tensor) -> Tensor:
 
 
 def mean_by_rows(loc: Tensor, sizes: Tensor) -> Tensor:
-    """Mean of the group codes (G, U) over rows instead of groups, as far as it is no chance: (U,).
+    """Mean of the group codes (G, U) over rows less that over groups, as far as it is no chance: (U,).
 
     Where large groups differ from small ones, a row at hand is likelier of one like the large. Under chance
-    their difference has the variance below at most, and is shrunk by it (James and Stein 1961).
+    it has the variance below at most, by which it is shrunk (the positive part alone).
     """
     share = sizes / sizes.sum() - 1.0 / len(sizes)
     difference = share @ loc

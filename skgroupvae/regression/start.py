@@ -15,7 +15,7 @@ from skgroupvae.regression.mixed_model import LinearMixedModel, fit_linear_mixed
 from skgroupvae.regression.network import RegressionNetwork
 from skgroupvae.regression.prediction import log_likelihood
 
-__all__ = ["mixed_model_of", "start_at_mixed_model"]
+__all__ = ["mixed_log_likelihood", "mixed_model_of", "start_at_mixed_model"]
 
 _MAX_ITERATIONS = 20
 _TOLERANCE = 1e-6
@@ -78,14 +78,15 @@ def start_at_mixed_model(
     decoder.set_penalty(penalty_weight)
     if not family.is_linear_exact:
         # Until here the linear mixed model's of a working outcome.
-        model = replace(model, log_likelihood=_log_likelihood(network, x.float(), segments))
+        model = replace(model, log_likelihood=mixed_log_likelihood(network, x.float(), segments))
     network.start_rows(x)
     network.start_curves(x.float(), segments, generator)
     return model
 
 
-def _log_likelihood(network: RegressionNetwork, x: Tensor, segments: Segments) -> float:
-    return log_likelihood(network, x, segments, network.newton_posterior(x, segments))
+def mixed_log_likelihood(network: RegressionNetwork, x: Tensor, segments: Segments) -> float:
+    """Of a mixed model, at the network's parameters, in nats."""
+    return log_likelihood(network, x, segments, network.laplace_posterior(x, segments))
 
 
 @torch.no_grad()

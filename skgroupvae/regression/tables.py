@@ -86,6 +86,12 @@ class MixedModelTables:
             bounds = {"lower": sd * np.exp(-_Z * error[:n]), "upper": sd * np.exp(_Z * error[:n])}
         return pd.DataFrame({"sd": sd} | bounds, index=names)
 
+    def random_effects_covariance(self) -> pd.DataFrame:
+        """Covariance of the random effects (Q, Q)."""
+        at = self.to_units[np.ix_(self.random, self.random)] @ self.model.loadings.numpy() * self.scale
+        names = [self.names[j] for j in self.random]
+        return pd.DataFrame(at @ at.T, index=names, columns=names)
+
     def intraclass_correlation(self) -> tuple[float, float, float]:
         """Share of the variance between groups at the mean covariates, and its interval, by the logit."""
         logit, error = self._with_error(self._logit_share)
