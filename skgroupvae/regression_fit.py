@@ -30,7 +30,7 @@ from skgroupvae.regression.tables import MixedModelTables
 from skgroupvae.several import has_several
 from skgroupvae.starting import continued
 from skgroupvae.training import TrainingSettings, fit_network, history_table, resolve_schedule
-from skgroupvae.validation import check_hidden_sizes, resolve_device, unchanged_on_error
+from skgroupvae.validation import check_hidden_sizes, forget_learned, resolve_device, unchanged_on_error
 
 __all__ = ["RegressionFit"]
 
@@ -65,7 +65,8 @@ class RegressionFit(BaseEstimator):
                 return
             resume = self.warm_start and hasattr(self, "network_") and not hasattr(self, "outcomes_")
             if not resume:
-                self._forget()
+                forget_learned(self)
+                self._fitted_family = self.family
             self._is_anchored = False
             table, outcome, labels, weights = self._read_for_fit(
                 X, y, groups, sample_weight, reset=not resume
@@ -98,12 +99,6 @@ class RegressionFit(BaseEstimator):
                 self._scale,
                 self.fixed_effects_["std_error"].to_numpy()[1:],
             )
-
-    def _forget(self) -> None:
-        """Leave nothing of an earlier fit."""
-        for name in [name for name in vars(self) if name.endswith("_") and not name.startswith("_")]:
-            delattr(self, name)
-        self._fitted_family = self.family
 
     def _partial_fit(self, X: Any, y: Any, groups: Any, sample_weight: Any) -> None:
         """One pass over new rows; nothing of the estimator changes if it fails."""
@@ -153,7 +148,11 @@ class RegressionFit(BaseEstimator):
         self.is_mixed_model_ = is_mixed_model
         network = self._empty_network(generator)
         model = self._start(network, rows, index, generator)
-        before = copy.deepcopy(network.decoder.state_dict())
+        is_trained_mixed_model = is_mixed_model and not network.decoder.is_exact
+        # What a fit that goes on has learned is never given up.
+        before = (
+            copy.deepcopy(network.decoder.state_dict()) if is_trained_mixed_model and not resume else None
+        )
         if resume:
             fresh, network = network, self._continued(network, len(rows))
             if fresh.decoder.is_exact:
@@ -162,8 +161,8 @@ class RegressionFit(BaseEstimator):
         self.history_ = self._train(self.network_, rows, index, generator)
         self.n_iter_ = len(self.history_)
         network.eval().requires_grad_(False).double()
-        if is_mixed_model and not network.decoder.is_exact:
-            model = self._learned(network, model, None if resume else before, rows, index)
+        if is_trained_mixed_model:
+            model = self._learned(network, model, before, rows, index)
         self._set_tables(model, network.decoder.family, rows)
 
     def _learned(

@@ -21,7 +21,7 @@ from sklearn.utils.validation import check_consistent_length
 from skgroupvae.columns import as_pandas, check_unique_columns, some
 from skgroupvae.groups import as_label_array
 from skgroupvae.persistence import PersistenceMixin
-from skgroupvae.validation import check_groups
+from skgroupvae.validation import check_groups, forget_learned
 from skgroupvae.values import Writer, read_value
 
 __all__ = [
@@ -158,11 +158,10 @@ class SeveralOutcomesMixin(PersistenceMixin):
     def _set_outcomes(self, models: dict[Any, Any]) -> None:
         """Take on these models in place of all that was learned."""
         first = next(iter(models.values()))
-        for name in [name for name in vars(self) if name.endswith("_") and not name.startswith("_")]:
-            delattr(self, name)  # of an earlier fit, as what follows
+        forget_learned(self)
         self.outcomes_ = models
         for name in vars(first).keys() - vars(clone(self)).keys():
-            self.__dict__.pop(name, None)
+            self.__dict__.pop(name, None)  # of an earlier fit too
             if name.endswith("_in_"):
                 setattr(self, name, getattr(first, name))
             elif name.endswith("_"):

@@ -30,6 +30,7 @@ __all__ = [
     "check_trials",
     "check_varies",
     "check_weights",
+    "forget_learned",
     "resolve_device",
     "unchanged_on_error",
 ]
@@ -45,6 +46,12 @@ def unchanged_on_error(estimator: BaseEstimator) -> Iterator[None]:
         vars(estimator).clear()
         vars(estimator).update(before)
         raise
+
+
+def forget_learned(estimator: BaseEstimator) -> None:
+    """Drop the learned attributes of an earlier fit, those whose name ends in an underscore."""
+    for name in [name for name in vars(estimator) if name.endswith("_") and not name.startswith("_")]:
+        delattr(estimator, name)
 
 
 def check_table(estimator: BaseEstimator, X: Any, *, reset: bool, name: str = "X") -> NDArray[np.floating]:

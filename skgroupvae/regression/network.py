@@ -11,6 +11,8 @@ them constant.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -109,13 +111,17 @@ class RegressionNetwork(TrainableNetwork):
         return x[:, 1] * self.decoder.family.log_prob(x[:, 0].expand(eta.shape[:-1]), eta)
 
     def elbo(self, x: Tensor, segments: Segments, generator: torch.Generator) -> ElboTerms:
+        terms, u = self._elbo(x, segments, generator)
+        return terms if self.regularizer is None else replace(terms, v=self.scores(x, u[0], segments))
+
+    def _elbo(self, x: Tensor, segments: Segments, generator: torch.Generator) -> tuple[ElboTerms, Tensor]:
+        """The ELBO with no draws of v, and the draws of u (S, G, U) that it was taken at."""
         q_u = self.posterior(segments.sum(self.evidence(x)), segments.sizes)
         half = _noise(_ELBO_SAMPLES // 2, q_u, generator)
         u = q_u.draw(torch.cat([half, -half]))
         log_py = self.log_prob(x, u, segments).mean(0)
         zeros = torch.zeros_like(q_u.log_det)
-        v = x[:, :0] if self.regularizer is None else self.scores(x, u[0], segments)
-        return ElboTerms(segments.sum(log_py), q_u.kl_to_standard_normal(), zeros, v)
+        return ElboTerms(segments.sum(log_py), q_u.kl_to_standard_normal(), zeros, x[:, :0]), u
 
     def scores(self, x: Tensor, u: Tensor, segments: Segments) -> Tensor:
         """Instance code of each row given a draw u (G, U), with a gradient to u and the decoder: (N, 1)."""
@@ -130,7 +136,7 @@ class RegressionNetwork(TrainableNetwork):
         Context comes in any number of rows, and an encoder that saw whole groups alone is too sure of few.
         """
         kept, part = segments.thinned(generator)
-        return self.elbo(x[kept], part, generator).elbo
+        return self._elbo(x[kept], part, generator)[0].elbo
 
     def importance_correction(
         self, x: Tensor, segments: Segments, n_samples: int, generator: torch.Generator
