@@ -1,0 +1,1 @@
+"""Tables in and out: labels, outcomes, covariates and formulas as numbers, and results as tables again."""

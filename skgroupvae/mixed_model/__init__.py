@@ -1,0 +1,1 @@
+"""Mixed models by exact maximum likelihood: where every regression starts."""

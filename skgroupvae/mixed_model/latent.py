@@ -1,0 +1,70 @@
+"""Where a model of many columns starts: at the linear mixed model of them, by exact maximum likelihood."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from skgroupvae.batch import Batch, RandomTerm
+from skgroupvae.mixed_model.linear import LinearMixedModel, fit_linear_mixed_model
+from skgroupvae.model.decoders import LinearDecoder, principal_loadings
+from skgroupvae.model.model import LatentModel
+
+__all__ = ["fit_group_means", "start_latent_model"]
+
+# Variances, in standardized units, that count as none.
+_TINY, _RELATIVE = 1e-12, 1e-13
+
+
+def fit_group_means(batch: Batch, n_group_codes: int) -> LinearMixedModel:
+    """x = mean + a_group + e with full covariances, that of a of rank `n_group_codes` at most."""
+    rank = min(n_group_codes, batch.values.shape[1])
+    fitted = fit_linear_mixed_model(batch, [RandomTerm((0,))], rank=rank)
+    if int(batch.groups.sizes.max()) > 1:
+        return fitted
+    # One row a group: nothing tells the two apart, and every split has the same likelihood. Halves.
+    mean = batch.values.mean(0)
+    total = (batch.values - mean).mT @ (batch.values - mean) / batch.n_rows
+    total = total + _TINY * torch.eye(len(total), dtype=total.dtype)
+    loadings = principal_loadings(0.5 * total, rank)
+    log_det = float(torch.linalg.slogdet(2.0 * math.pi * total).logabsdet)
+    return replace(
+        fitted,
+        fixed=mean[None],
+        loadings=(loadings,),
+        residual=torch.linalg.cholesky(total - loadings @ loadings.mT),
+        log_likelihood=-0.5 * batch.n_rows * (log_det + len(total)),
+        converged=True,
+    )
+
+
+@torch.no_grad()
+def start_latent_model(model: LatentModel, fitted: LinearMixedModel, sizes: Tensor) -> None:
+    """Start decoder and group encoder at a linear mixed model, as far as they can.
+
+    Parameters
+    ----------
+    model : LatentModel
+        Changed in place.
+    fitted : LinearMixedModel
+        Of the same columns.
+    sizes : Tensor of shape (G,)
+        Rows of each group.
+    """
+    decoder, weight = model.decoder, model.decoder.log_noise
+    between = fitted.loadings[0] @ fitted.loadings[0].mT
+    within = fitted.residual @ fitted.residual.mT
+    loadings = principal_loadings(between, decoder.n_group_codes)
+    is_wide = not model.instance_encoder.follows_decoder
+    decoder.start_at(loadings.to(weight), within.to(weight), is_wide=is_wide)
+    if not isinstance(decoder, LinearDecoder):
+        return
+    decoder.group_loadings.bias.copy_(fitted.fixed[0])
+    # The mean of a group of K rows has the variance between groups and 1 / K of that within. Constant columns
+    # make it singular; the predictor of least norm does.
+    of_means = between + within * float((1.0 / sizes).mean())
+    predictor = loadings.mT @ torch.linalg.pinv(of_means, atol=_TINY, rtol=_RELATIVE, hermitian=True)
+    model.group_encoder.start_at(predictor.to(weight), fitted.fixed[0].to(weight))

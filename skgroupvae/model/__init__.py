@@ -1,0 +1,1 @@
+"""The model and its inference, in plain torch: no data frames, no scikit-learn."""

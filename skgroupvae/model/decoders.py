@@ -1,0 +1,383 @@
+"""Decoders: the parameters of each column's family, from the design and the codes.
+
+Decoders of instance codes (a network, a linear mixed model, the user's formula) give the mean of a row in
+standardized units, with normal noise that is independent by column. The decoder of a regression is in
+``mixed_decoder.py``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from skgroupvae.batch import Batch
+from skgroupvae.model.families import NormalFamily
+from skgroupvae.model.likelihood import Likelihood
+from skgroupvae.model.nn import bounded_scale, linear, mlp
+
+__all__ = [
+    "CodeDecoder",
+    "Decoder",
+    "FormulaDecoder",
+    "LinearDecoder",
+    "MLPDecoder",
+    "NewtonTerms",
+    "factor_loadings",
+    "principal_loadings",
+]
+
+# What the data tell of a group's codes through each row: slope (N, K) and negative curvature (N, K, K) of its
+# log-likelihood in K predictors at u = 0, the jacobian (N, K, U) of these in u, and the parameters (N, D, W)
+# of its families there.
+NewtonTerms = tuple[Tensor, Tensor, Tensor, Tensor]
+
+# Share of the variance within groups that the codes explain at the start; the noise has the rest. Where the
+# data cannot tell noise from instance code (one column, a free decoder), the penalty keeps it there.
+_CODE_SHARE = 0.9
+# Weight, in nats a row, of the squared distance of the log noise from its start. It moves a noise that the
+# data do tell by about 2 % a unit of that distance, and holds one that they do not.
+_NOISE_ANCHOR = 0.02
+# Of factor analysis by EM, whose steps shorten as it converges.
+_FACTOR_STEPS, _FACTOR_TOLERANCE = 5_000, 1e-8
+
+
+class Decoder(nn.Module, ABC):
+    """Base class: parameters of p(values given design, u, v).
+
+    Parameters
+    ----------
+    likelihood : Likelihood
+        Families of the columns, whose parameters `forward` computes.
+    n_group_codes, n_instance_codes : int
+        Numbers U and V of codes; V = 0 where the instance codes are the normal scores of the values.
+    """
+
+    def __init__(self, likelihood: Likelihood, n_group_codes: int, n_instance_codes: int) -> None:
+        super().__init__()
+        self.likelihood = likelihood
+        self.n_group_codes = n_group_codes
+        self.n_instance_codes = n_instance_codes
+
+    @abstractmethod
+    def forward(self, design: Tensor, u: Tensor, v: Tensor | None = None) -> Tensor:
+        """Parameters (*, N, D, W) from the design (N, P) and the codes of rows, (*, N, U) and (*, N, V)."""
+
+    def penalty(self) -> Tensor:
+        """What the loss of a row adds for parameters that the data hardly tell, in nats."""
+        return next(self.parameters()).new_zeros(())
+
+    def rate_factors(self) -> list[tuple[nn.Parameter, float]]:
+        """Parameters that learn at a rate of their own, as multiples of the common rate."""
+        return []
+
+    def newton_terms(self, batch: Batch) -> NewtonTerms:
+        """What each row tells of u in a step of Newton's method from u = 0, v integrated out."""
+        raise NotImplementedError(f"{type(self).__name__} has no closed form that u could start at")
+
+
+class CodeDecoder(Decoder):
+    """Base class of decoders of group and instance codes: normal noise around a mean.
+
+    Parameters
+    ----------
+    n_features : int
+        Number D of columns.
+    n_group_codes, n_instance_codes : int
+        Numbers U and V of codes.
+    """
+
+    # From the spread of the whole table the noise has far to go: at the common rate it is still on its way
+    # when the fit ends.
+    noise_rate_factor = 10.0
+
+    def __init__(self, n_features: int, n_group_codes: int, n_instance_codes: int) -> None:
+        super().__init__(Likelihood([NormalFamily()], n_features), n_group_codes, n_instance_codes)
+        self.n_features = n_features
+        # The scale starts at the spread of the whole table: from a narrow start the fit does not recover.
+        self.log_noise = nn.Parameter(torch.zeros(n_features, dtype=torch.float32))
+
+    @abstractmethod
+    def mean(self, u: Tensor, v: Tensor) -> Tensor:
+        """Mean of x: (*, U), (*, V) -> (*, D), in standardized units."""
+
+    def forward(self, design: Tensor, u: Tensor, v: Tensor | None = None) -> Tensor:
+        assert v is not None
+        mean = self.mean(u, v)
+        return torch.stack([mean, self.log_noise.expand_as(mean)], dim=-1)
+
+    @property
+    def noise_scale(self) -> Tensor:
+        """Standard deviation of the noise (D,), in standardized units."""
+        return bounded_scale(self.log_noise)
+
+    def check(self) -> None:
+        """Ask for the mean of three rows of zeros, as the fit will: with gradients.
+
+        Raises
+        ------
+        ValueError
+            If it fails or returns anything but a tensor of shape (3, D).
+        """
+        expected = (3, self.n_features)
+        sizes = (self.n_group_codes, self.n_instance_codes)
+        arguments = f"u of shape (3, {sizes[0]}) and v of shape (3, {sizes[1]})"
+        try:
+            with torch.enable_grad():
+                u, v = (torch.zeros(3, n, dtype=torch.float32, requires_grad=True) for n in sizes)
+                value = self._unscaled(u, v)
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"decoder raised {type(error).__name__} on {arguments}: {reason}; it must map these torch "
+                f"tensors to one of shape {expected}"
+            ) from error
+        if not isinstance(value, Tensor) or tuple(value.shape) != expected:
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"decoder returned {got} for {arguments}; it must return a tensor of shape {expected}, "
+                "one column a column of X"
+            )
+
+    def _unscaled(self, u: Tensor, v: Tensor) -> Tensor:
+        """What `check` looks at: the mean before any scaling that could hide its shape."""
+        return self.mean(u, v)
+
+    def fix_noise(self, noise: Tensor) -> None:
+        """Set the noise standard deviation (D,), in standardized units, and stop learning it."""
+        self.log_noise = nn.Parameter(noise.log(), requires_grad=False)
+
+    def start_at(self, loadings: Tensor, within: Tensor, *, is_wide: bool = False) -> None:
+        """Start at a linear mixed model.
+
+        A decoder that cannot use it starts where its constructor left it.
+
+        Parameters
+        ----------
+        loadings : Tensor of shape (D, U)
+            Of u.
+        within : Tensor of shape (D, D)
+            Covariance within groups.
+        is_wide : bool
+            Whether the noise has a tenth of each column's variance, though the columns may then correlate
+            less than `within` says; else as much as leaves their correlations.
+        """
+
+    def rate_factors(self) -> list[tuple[nn.Parameter, float]]:
+        return [(self.log_noise, self.noise_rate_factor)]
+
+    def linearize(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Best straight line in v through the decoder at v = -1, +1: the mean as ``center + slope v``.
+
+        Parameters
+        ----------
+        u : Tensor of shape (G, U)
+            Group codes.
+
+        Returns
+        -------
+        center : Tensor of shape (G, D)
+        slope : Tensor of shape (G, D, V)
+        """
+        n_groups, n_codes = u.shape[0], self.n_instance_codes
+        axes = torch.eye(n_codes, dtype=u.dtype, device=u.device)
+        points = torch.cat([axes, -axes])[:, None].expand(-1, n_groups, -1)
+        means = self.mean(u.expand(2 * n_codes, -1, -1), points)
+        up, down = means[:n_codes], means[n_codes:]
+        return means.mean(0), 0.5 * (up - down).permute(1, 2, 0)
+
+
+class LinearDecoder(CodeDecoder):
+    """Mean linear in both codes, ``b + W_u u + W_v v``: a linear mixed model (grouped factor analysis)."""
+
+    # The noise starts where it belongs. A larger rate would only let it wander where the data cannot tell it
+    # from the instance code.
+    noise_rate_factor = 1.0
+    # Of the noise at the start, in standardized units: nearly collinear columns leave it nearly none.
+    min_start_variance = 1e-7
+    start_log_noise: Tensor
+
+    def __init__(
+        self,
+        n_features: int,
+        n_group_codes: int,
+        n_instance_codes: int,
+        hidden: Sequence[int],
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(n_features, n_group_codes, n_instance_codes)
+        self.group_loadings = linear(n_group_codes, n_features, generator)
+        self.instance_loadings = linear(n_instance_codes, n_features, generator, bias=False)
+        self.register_buffer("start_log_noise", self.log_noise.detach().clone())
+
+    def mean(self, u: Tensor, v: Tensor) -> Tensor:
+        return self.group_loadings(u) + self.instance_loadings(v)
+
+    @torch.no_grad()
+    def start_at(self, loadings: Tensor, within: Tensor, *, is_wide: bool = False) -> None:
+        self.group_loadings.bias.zero_()
+        self.group_loadings.weight.copy_(loadings)
+        within = within.double()
+        variances = within.diagonal().clamp(min=self.min_start_variance)
+        if not self.log_noise.requires_grad:
+            noise = self.noise_scale.double().square()
+        else:
+            # In no direction more than a share: the codes then have the rest, correlations and all.
+            correlations = within / variances.sqrt() / variances.sqrt()[:, None]
+            least = torch.linalg.eigvalsh(correlations)[0].clamp(min=0.0)
+            noise = ((1.0 - _CODE_SHARE) * least * variances).clamp(min=self.min_start_variance)
+        if is_wide:
+            slopes = principal_loadings(_CODE_SHARE * within, self.n_instance_codes)
+        elif self.n_instance_codes < len(within) or not self.log_noise.requires_grad:
+            slopes = factor_loadings(within, noise, self.n_instance_codes, self.log_noise.requires_grad)
+        else:
+            slopes = principal_loadings(within - noise.diag(), self.n_instance_codes)
+        self.instance_loadings.weight.copy_(slopes)
+        if self.log_noise.requires_grad:
+            noise = (within.diagonal() - slopes.square().sum(1)).clamp(min=self.min_start_variance)
+            self.log_noise.copy_(0.5 * noise.log())
+            self.start_log_noise.copy_(self.log_noise)
+
+    def penalty(self) -> Tensor:
+        # A normal prior on the log noise. Without it the noise of one column under a free decoder drifts.
+        return _NOISE_ANCHOR * (self.log_noise - self.start_log_noise).square().sum()
+
+    def newton_terms(self, batch: Batch) -> NewtonTerms:
+        """Exact for this class itself, whose log-likelihood is quadratic in u."""
+        slopes = self.instance_loadings.weight.double()
+        covariance = slopes @ slopes.mT + self.noise_scale.double().square().diag()
+        precision = torch.linalg.inv(covariance)
+        residual = batch.values - self.group_loadings.bias
+        score = residual @ precision.to(residual)
+        information = precision.to(residual).expand(batch.n_rows, -1, -1)
+        scale = (0.5 * covariance.diagonal().log()).to(residual).expand_as(residual)
+        eta = torch.stack([self.group_loadings.bias.expand_as(residual), scale], dim=-1)
+        return score, information, self.group_loadings.weight.expand(batch.n_rows, -1, -1), eta
+
+
+class MLPDecoder(LinearDecoder):
+    """Mean by a multilayer perceptron on (u, v) added to a linear one.
+
+    The network starts at zero, so the fit starts at the linear mixed model and learns what deviates from it.
+    """
+
+    # From a narrow start a network does not recover.
+    min_start_variance = 1e-4
+
+    def __init__(
+        self,
+        n_features: int,
+        n_group_codes: int,
+        n_instance_codes: int,
+        hidden: Sequence[int],
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(n_features, n_group_codes, n_instance_codes, hidden, generator)
+        n_codes = n_group_codes + n_instance_codes
+        self.network = mlp(n_codes, hidden, n_features, generator, zero_last=True)
+
+    def mean(self, u: Tensor, v: Tensor) -> Tensor:
+        return super().mean(u, v) + self.network(torch.cat([u, v], dim=-1))
+
+
+class FormulaDecoder(CodeDecoder):
+    """Mean by the user's own formula, a callable or Module taking (u, v) in the units of X.
+
+    Parameters
+    ----------
+    formula : callable
+        Maps u (*, U) and v (*, V) to the mean of a row, (*, D). A Module's parameters are learned.
+    n_features, n_group_codes, n_instance_codes : int
+        Numbers D of columns, U of group codes and V of instance codes.
+    center, scale : Tensor of shape (D,)
+        What standardized each column of X.
+    """
+
+    center: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        formula: Callable[[Tensor, Tensor], Tensor],
+        n_features: int,
+        n_group_codes: int,
+        n_instance_codes: int,
+        center: Tensor,
+        scale: Tensor,
+    ) -> None:
+        super().__init__(n_features, n_group_codes, n_instance_codes)
+        self.formula = formula
+        self.single_precision = False
+        self.register_buffer("center", center)
+        self.register_buffer("scale", scale)
+
+    def mean(self, u: Tensor, v: Tensor) -> Tensor:
+        # The formula always sees two-dimensional codes, so that u[:, 0] and u[..., 0] both work.
+        leading = v.shape[:-1]
+        value = self._unscaled(u.reshape(-1, u.shape[-1]), v.reshape(-1, v.shape[-1]))
+        standardized = (value.to(v.dtype) - self.center) / self.scale
+        return standardized.reshape(*leading, self.n_features)
+
+    def _unscaled(self, u: Tensor, v: Tensor) -> Tensor:
+        return self.formula(u.float(), v.float()) if self.single_precision else self.formula(u, v)
+
+    def check(self) -> None:
+        super().check()
+        if isinstance(self.formula, nn.Module):
+            return  # its parameters and buffers follow the precision of the model
+        try:
+            with torch.no_grad():
+                sizes = (self.n_group_codes, self.n_instance_codes)
+                self.formula(*(torch.zeros(3, n, dtype=torch.float64) for n in sizes))
+        except Exception:
+            # It holds float32 tensors of its own, which do not mix with float64 in a matrix product.
+            self.single_precision = True
+
+
+def principal_loadings(covariance: Tensor, n_codes: int) -> Tensor:
+    """Loadings (D, n_codes) of the first principal components of a covariance; codes left over get none."""
+    values, vectors = torch.linalg.eigh(covariance)
+    n_used = min(len(covariance), n_codes)
+    loadings = covariance.new_zeros(len(covariance), n_codes)
+    loadings[:, :n_used] = (vectors * values.clamp(min=0.0).sqrt()).flip(1)[:, :n_used]
+    return loadings
+
+
+def factor_loadings(covariance: Tensor, noise: Tensor, n_codes: int, learns_noise: bool) -> Tensor:
+    """Loadings of factor analysis by maximum likelihood: covariance = loadings loadings' + diag(noise).
+
+    By the EM algorithm (Rubin and Thayer 1982), from principal components.
+
+    Parameters
+    ----------
+    covariance : Tensor of shape (D, D)
+        To be told.
+    noise : Tensor of shape (D,)
+        Variances to start at, or to keep.
+    n_codes : int
+        Number V of factors.
+    learns_noise : bool
+        Whether the variances are free.
+
+    Returns
+    -------
+    loadings : Tensor of shape (D, V)
+    """
+    loadings = principal_loadings(covariance - noise.diag(), n_codes)
+    variances = covariance.diagonal()
+    if learns_noise:
+        noise = (variances - loadings.square().sum(1)).maximum(1e-3 * variances)
+    identity = torch.eye(n_codes, dtype=covariance.dtype, device=covariance.device)
+    for _ in range(_FACTOR_STEPS):
+        before = loadings
+        posterior = torch.linalg.solve(loadings @ loadings.mT + noise.diag(), loadings).mT
+        cross = posterior @ covariance
+        second = identity - posterior @ loadings + cross @ posterior.mT
+        loadings = torch.linalg.solve(second, cross).mT
+        if learns_noise:
+            noise = (variances - (loadings * cross.mT).sum(1)).maximum(1e-6 * variances)
+        if float((loadings - before).abs().max()) < _FACTOR_TOLERANCE:
+            break
+    return loadings

@@ -1,0 +1,312 @@
+"""The one model of the package: p(rows given u), q(u given a group's rows), and their lower bound (ELBO).
+
+Two kinds of instance codes make the two models: :class:`LatentModel` has codes v of their own, with a
+posterior q(v given x, u), and a decoder p(x given u, v); in :class:`ScoreModel` v is the normal score of the
+values given u and the covariates, so that it needs no integral.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from skgroupvae.batch import Batch, Segments
+from skgroupvae.model.decoders import CodeDecoder, Decoder
+from skgroupvae.model.encoders import MAX_SCORE, GroupEncoder, NewtonEncoder
+from skgroupvae.model.instance_encoders import ExactEncoder, InstanceEncoder
+from skgroupvae.model.mixed_decoder import MixedModelDecoder
+from skgroupvae.model.nn import standard_normal
+from skgroupvae.model.posteriors import DiagonalNormal, FullNormal, MirroredNormal, Posterior
+from skgroupvae.model.regularizers import Regularizer
+
+__all__ = ["ElboTerms", "LatentModel", "Model", "RowTerms", "ScoreModel"]
+
+
+@dataclass(frozen=True)
+class ElboTerms:
+    """The parts of the ELBO of each group (G,), in nats, and the draws of v (N, V) they were taken at."""
+
+    reconstruction: Tensor
+    kl_u: Tensor
+    kl_v: Tensor
+    v: Tensor
+
+    @property
+    def elbo(self) -> Tensor:
+        """ELBO of each group (G,): a lower bound on log p(x_i) in expectation; larger is better."""
+        return self.reconstruction - self.kl_u - self.kl_v
+
+
+@dataclass(frozen=True)
+class RowTerms:
+    """What rows say at draws u (S, G, U) of their groups' codes.
+
+    Attributes
+    ----------
+    log_prob : Tensor of shape (S, N)
+        log p(x given u, v), in nats.
+    log_ratio : Tensor of shape (S, N) or None
+        log p(v) - log q(v) at the draw of v; None where v is no draw.
+    """
+
+    log_prob: Tensor
+    log_ratio: Tensor | None
+
+
+class Model(nn.Module, ABC):
+    """Base class: encoders, decoder, and what training and inference ask of them.
+
+    Parameters
+    ----------
+    group_encoder : GroupEncoder
+        q(u given the rows of a group).
+    decoder : Decoder
+        Parameters of p(values given design, u, v).
+    regularizer : Regularizer or None
+        Adversarial bound on what v tells of its group.
+    """
+
+    value_center: Tensor
+    value_scale: Tensor
+
+    def __init__(
+        self, group_encoder: GroupEncoder, decoder: Decoder, regularizer: Regularizer | None
+    ) -> None:
+        super().__init__()
+        self.group_encoder = group_encoder
+        self.decoder: Decoder = decoder
+        self.regularizer = regularizer
+        # Counts and grades come as they are; networks see all values standardized.
+        n_values = decoder.likelihood.n_columns
+        self.register_buffer("value_center", torch.zeros(n_values, dtype=torch.float32))
+        self.register_buffer("value_scale", torch.ones(n_values, dtype=torch.float32))
+
+    @property
+    def device(self) -> torch.device:
+        return self.value_center.device
+
+    @torch.no_grad()
+    def set_value_moments(self, batch: Batch) -> None:
+        """Learn what standardizes the values for the networks that see them."""
+        weights = batch.weights[:, None].expand_as(batch.values).double()
+        if batch.mask is not None:
+            weights = weights * batch.mask
+        total = weights.sum(0)
+        center = (weights * batch.values).sum(0) / total
+        scale = ((weights * (batch.values - center).square()).sum(0) / total).sqrt()
+        self.value_center.copy_(center)
+        self.value_scale.copy_(torch.where(scale > 0, scale, torch.ones_like(scale)))
+
+    def inputs(self, batch: Batch) -> Tensor:
+        """Rows as networks see them: values and covariates, (N, D + P - 1)."""
+        values = (batch.values - self.value_center) / self.value_scale
+        if batch.mask is not None:
+            values = torch.where(batch.mask, values, torch.zeros_like(values))
+        return values if batch.design.shape[1] == 1 else torch.cat([values, batch.design[:, 1:]], dim=-1)
+
+    def statistics(self, batch: Batch) -> Tensor:
+        """What each row adds to what is known of its group, its weight first: (N, 1 + E)."""
+        statistics = self.group_encoder.statistics(self.inputs(batch), batch, self.decoder)
+        weights = batch.weights[:, None]
+        return torch.cat([weights, weights * statistics], dim=-1)
+
+    def posterior(self, totals: Tensor) -> DiagonalNormal | FullNormal:
+        """q(u) from statistics summed by group: (G, 1 + E) -> normals over (G, U)."""
+        return self.group_encoder.posterior(totals[:, 1:], totals[:, 0])
+
+    def infer(self, batch: Batch) -> DiagonalNormal | FullNormal:
+        """q(u) of each group of the first factor, from its rows."""
+        return self.posterior(batch.groups.sum(self.statistics(batch)))
+
+    @abstractmethod
+    def proposal(self, q_u: DiagonalNormal | FullNormal, n_samples: int) -> Posterior:
+        """Where importance samples of u are drawn from."""
+
+    @abstractmethod
+    def row_terms(
+        self, batch: Batch, u: Tensor, noise: Tensor | None, generator: torch.Generator | None
+    ) -> RowTerms:
+        """What rows say at draws u (S, G, U), v at the given noise (N, V) or at a draw of `generator`."""
+
+    @abstractmethod
+    def elbo(self, batch: Batch, generator: torch.Generator) -> ElboTerms:
+        """Estimate of the ELBO of each group (section 2.1), KL terms in closed form."""
+
+    def thinned_elbo(self, batch: Batch, generator: torch.Generator) -> Tensor | None:
+        """Estimate (G,) of an ELBO that only the group encoder follows beside :meth:`elbo`; None without."""
+        return None
+
+    def importance_correction(self, batch: Batch, n_samples: int, generator: torch.Generator) -> Tensor:
+        """Difference between the importance-weighted bound and the ELBO, as a function of the decoder.
+
+        The gradient of the importance-weighted bound (Burda et al. 2016) weighs log p(x given u, v) by the
+        normalized importance weights of the draws, that of the ELBO by 1 / n on draws from q. This is the
+        sum with the difference of the two weights: added to an ELBO on many more groups it makes the bound's
+        gradient, with far less noise than the bound on these few groups alone.
+
+        Parameters
+        ----------
+        batch : Batch
+            Whole groups.
+        n_samples : int
+            Number S of draws of the codes of each group.
+        generator : torch.Generator
+            Source of the draws.
+
+        Returns
+        -------
+        correction : Tensor of shape (G,)
+            In nats; its value means nothing, its gradient reaches the decoder only.
+        """
+        with torch.no_grad():
+            q_u = self.infer(batch)
+            proposal = self.proposal(q_u, n_samples)
+            noise = standard_normal((n_samples, *q_u.loc.shape), q_u.loc, generator)
+            u, log_ratio = proposal.propose(noise)
+        rows = self.row_terms(batch, u, None, generator)
+        log_px = _by_group(batch.weights * rows.log_prob, batch.groups)
+        if rows.log_ratio is not None:
+            log_ratio = log_ratio + _by_group(rows.log_ratio, batch.groups)
+        weights = torch.softmax(log_px.detach() + log_ratio, dim=0)
+        n_direct = proposal.n_direct if isinstance(proposal, MirroredNormal) else n_samples
+        from_q = torch.arange(n_samples, device=weights.device)[:, None] < n_direct
+        return ((weights - from_q.to(weights) / n_direct) * log_px).sum(0)
+
+
+class LatentModel(Model):
+    """Instance codes v with a posterior of their own: p(x given u, v), q(v given x, u)."""
+
+    def __init__(
+        self,
+        group_encoder: GroupEncoder,
+        instance_encoder: InstanceEncoder,
+        decoder: CodeDecoder,
+        regularizer: Regularizer | None,
+    ) -> None:
+        super().__init__(group_encoder, decoder, regularizer)
+        self.instance_encoder = instance_encoder
+        self.decoder: CodeDecoder = decoder
+
+    def is_exact(self, q_u: Posterior) -> bool:
+        """Whether q(u) and q(v given u) are the posteriors themselves, as those of a linear model are."""
+        return isinstance(q_u, FullNormal) and isinstance(self.instance_encoder, ExactEncoder)
+
+    def proposal(self, q_u: DiagonalNormal | FullNormal, n_samples: int) -> Posterior:
+        # The exact posterior has no mirror image.
+        return q_u if self.is_exact(q_u) else MirroredNormal(q_u, n_samples)
+
+    def instance_posterior(
+        self, batch: Batch, u: Tensor, groups: Segments | None = None
+    ) -> DiagonalNormal | FullNormal:
+        """q(v given x, u) of each row, from u (G, U) of its group."""
+        return self.instance_encoder(batch.values, u, groups or batch.groups, self.decoder)
+
+    def elbo(self, batch: Batch, generator: torch.Generator) -> ElboTerms:
+        q_u, groups = self.infer(batch), batch.groups
+        u = q_u.draw(generator)
+        q_v = self.instance_posterior(batch, u)
+        v = q_v.draw(generator)
+        eta = self.decoder(batch.design, groups.expand(u), v)
+        log_px = self.decoder.likelihood.log_prob(batch.values, eta, batch.mask)
+        by_group = groups.sum(torch.stack([log_px, q_v.kl_to_standard_normal()], dim=-1))
+        return ElboTerms(by_group[:, 0], q_u.kl_to_standard_normal(), by_group[:, 1], v)
+
+    def row_terms(
+        self, batch: Batch, u: Tensor, noise: Tensor | None, generator: torch.Generator | None
+    ) -> RowTerms:
+        n_samples, n_groups = u.shape[:2]
+        groups, copies = batch.groups, batch
+        if n_samples > 1:
+            shift = n_groups * torch.arange(n_samples, device=u.device)[:, None]
+            codes = (groups.codes + shift).reshape(-1)
+            groups = Segments(codes, groups.sizes.repeat(n_samples))
+            mask = None if batch.mask is None else batch.mask.repeat(n_samples, 1)
+            copies = Batch(
+                batch.values.repeat(n_samples, 1),
+                batch.design.repeat(n_samples, 1),
+                batch.weights.repeat(n_samples),
+                (groups,),
+                mask,
+            )
+        with torch.no_grad():
+            flat = u.flatten(0, 1)
+            q_v = self.instance_posterior(copies, flat)
+            # All draws of u share one draw of v's noise: what v alone makes of the weights then cancels.
+            if noise is None:
+                assert generator is not None
+                noise = standard_normal((batch.n_rows, q_v.loc.shape[-1]), q_v.loc, generator)
+            v, log_ratio = q_v.propose(noise.repeat(n_samples, 1))
+        eta = self.decoder(copies.design, groups.expand(flat), v)
+        log_px = self.decoder.likelihood.log_prob(copies.values, eta, copies.mask)
+        return RowTerms(log_px.unflatten(0, (n_samples, -1)), log_ratio.unflatten(0, (n_samples, -1)))
+
+
+class ScoreModel(Model):
+    """Instance codes that are the normal scores of the values: p(y given covariates, u)."""
+
+    # The scores are no draws of an encoder's.
+    instance_encoder: None = None
+    # Draws of u behind one estimate of the ELBO, in pairs about the mean.
+    n_elbo_samples = 4
+
+    def __init__(
+        self, group_encoder: GroupEncoder, decoder: MixedModelDecoder, regularizer: Regularizer | None = None
+    ) -> None:
+        super().__init__(group_encoder, decoder, regularizer)
+        self.decoder: MixedModelDecoder = decoder
+
+    def proposal(self, q_u: DiagonalNormal | FullNormal, n_samples: int) -> Posterior:
+        return q_u
+
+    @property
+    def has_learned_posterior(self) -> bool:
+        """Whether q(u) is more than a step of Newton's method."""
+        encoder = self.group_encoder
+        return not isinstance(encoder, NewtonEncoder) or encoder.group_network is not None
+
+    def log_prob(self, batch: Batch, u: Tensor) -> Tensor:
+        """Of each row, at draws u (S, G, U) of its group's code: (S, N)."""
+        eta = self.decoder(batch.design, u.index_select(1, batch.groups.codes))
+        return self.decoder.likelihood.log_prob(batch.values, eta, batch.mask)
+
+    def row_terms(
+        self, batch: Batch, u: Tensor, noise: Tensor | None, generator: torch.Generator | None
+    ) -> RowTerms:
+        return RowTerms(self.log_prob(batch, u), None)
+
+    def elbo(self, batch: Batch, generator: torch.Generator) -> ElboTerms:
+        terms, u = self._elbo(batch, generator)
+        v = batch.values[:, :0] if self.regularizer is None else self.scores(batch, u[0])
+        return ElboTerms(terms.reconstruction, terms.kl_u, terms.kl_v, v)
+
+    def thinned_elbo(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """ELBO of a random part of each group.
+
+        Context comes in any number of rows, and an encoder that saw whole groups alone is too sure of few.
+        """
+        return self._elbo(batch.thinned(generator), generator)[0].elbo
+
+    def _elbo(self, batch: Batch, generator: torch.Generator) -> tuple[ElboTerms, Tensor]:
+        """The ELBO without v, and the draws of u (S, G, U) that it was taken at."""
+        q_u = self.infer(batch)
+        half = standard_normal((self.n_elbo_samples // 2, *q_u.loc.shape), q_u.loc, generator)
+        u = q_u.from_noise(torch.cat([half, -half]))
+        reconstruction = batch.groups.sum(batch.weights * self.log_prob(batch, u).mean(0))
+        kl_u = q_u.kl_to_standard_normal()
+        # The likelihood has v integrated out, so that it costs nothing beside.
+        return ElboTerms(reconstruction, kl_u, torch.zeros_like(kl_u), batch.values[:, :0]), u
+
+    def scores(self, batch: Batch, u: Tensor) -> Tensor:
+        """Instance codes of rows given a draw u (G, U), with a gradient to u and the decoder: (N, D)."""
+        eta = self.decoder(batch.design, batch.groups.expand(u))
+        likelihood, values = self.decoder.likelihood.of_rows(batch.values, batch.weights)
+        v = likelihood.scores_with_gradient(values, eta).to(batch.values.dtype)
+        return v.clamp(-MAX_SCORE, MAX_SCORE)
+
+
+def _by_group(rows: Tensor, groups: Segments) -> Tensor:
+    """Sums over the rows of each group of values by draw: (S, N) -> (S, G)."""
+    return groups.sum(rows.mT).mT

@@ -1,0 +1,172 @@
+"""What happens between the epochs of a fit: history, early stopping, the progress bar and Ctrl-C."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any, Protocol
+
+from skgroupvae.training.objectives import TrainableModel
+
+__all__ = ["Callback", "EarlyStopping", "History", "Interrupt", "Progress", "RunningFit"]
+
+# A fit that is over sooner shows no bar.
+_DELAY_SECONDS = 2.0
+# What the bar shows of an epoch, where its record has it.
+_SHOWN = {"loss": "loss", "validation_loss": "validation"}
+
+
+class RunningFit(Protocol):
+    """What callbacks may read of the loop.
+
+    Attributes
+    ----------
+    model : TrainableModel
+    max_epochs : int
+    history : list of dict
+        Records of the epochs done.
+    state : dict
+        Copy of the model's state after the last of these, or at the start.
+    """
+
+    model: TrainableModel
+    max_epochs: int
+    history: list[dict[str, float]]
+    state: dict[str, Any]
+
+
+class Callback:
+    """Base class: hooks that do nothing."""
+
+    def on_start(self, loop: RunningFit) -> None:
+        """Before the first epoch."""
+
+    def on_epoch_end(self, loop: RunningFit, record: dict[str, float]) -> None:
+        """After each epoch, with its record in nats per row."""
+
+    def should_stop(self) -> bool:
+        """Whether to end the fit; asked after `on_epoch_end` of all callbacks."""
+        return False
+
+    def on_interrupt(self, loop: RunningFit) -> bool:
+        """Whether a Ctrl-C is dealt with, so that the fit ends as if it were done; if not, it is raised."""
+        return False
+
+    def on_end(self, loop: RunningFit) -> None:
+        """After the last epoch, also when the fit fails."""
+
+
+class History(Callback):
+    """Keeps the records.
+
+    Attributes
+    ----------
+    records : list of dict
+        One an epoch.
+    """
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, float]] = []
+
+    def on_epoch_end(self, loop: RunningFit, record: dict[str, float]) -> None:
+        self.records.append(record)
+
+
+class EarlyStopping(Callback):
+    """Ends the fit once the ELBO of held-out groups is no longer improving, at the weights of its best epoch.
+
+    Parameters
+    ----------
+    n_iter_no_change : int
+        Epochs without improvement after which the fit ends.
+    tol : float
+        What counts as an improvement, in nats per row.
+    """
+
+    def __init__(self, n_iter_no_change: int, tol: float = 0.0) -> None:
+        self.n_iter_no_change, self.tol = n_iter_no_change, tol
+        self.best_loss, self.n_since_best = float("inf"), 0
+        self.best_state: dict[str, Any] | None = None
+
+    def on_epoch_end(self, loop: RunningFit, record: dict[str, float]) -> None:
+        # The ELBO alone: the regularizer's bound moves with its critic, and can fall while the model worsens.
+        loss = record["validation_kl_u"] + record["validation_kl_v"] - record["validation_reconstruction"]
+        self.n_since_best += 1
+        if loss < self.best_loss - self.tol:
+            self.best_state = loop.state
+            self.best_loss, self.n_since_best = loss, 0
+
+    def should_stop(self) -> bool:
+        return self.n_since_best >= self.n_iter_no_change
+
+    def on_end(self, loop: RunningFit) -> None:
+        if self.best_state is not None:
+            loop.model.load_state_dict(self.best_state)
+
+
+class Interrupt(Callback):
+    """Lets Ctrl-C end a fit early, with a warning; the model keeps what it learned so far.
+
+    A second Ctrl-C, while the first one is dealt with, is raised as usual.
+    """
+
+    def on_interrupt(self, loop: RunningFit) -> bool:
+        warnings.warn(
+            f"fit was interrupted after {len(loop.history)} of {loop.max_epochs} epochs; the "
+            "estimator keeps what it learned so far",
+            UserWarning,
+            stacklevel=5,
+        )
+        return True
+
+
+class Progress(Callback):
+    """Bar with the epochs done, the time left and the loss, by tqdm (extra ``progress``).
+
+    Parameters
+    ----------
+    verbose : bool or "auto"
+        True always shows a bar, False never; "auto" does in a terminal or a notebook once the fit has taken
+        two seconds, if tqdm is installed.
+
+    Raises
+    ------
+    ImportError
+        If `verbose` is True and tqdm is not installed.
+    """
+
+    def __init__(self, verbose: bool | str = "auto") -> None:
+        self._delay = _DELAY_SECONDS if verbose == "auto" else 0.0
+        self._tqdm: Any = None
+        self._bar: Any = None
+        if verbose is False or (verbose == "auto" and not _is_interactive()):
+            return
+        try:
+            from tqdm.auto import tqdm
+        except ImportError:
+            if verbose == "auto":
+                return
+            raise ImportError(
+                "verbose=True needs tqdm; install it with: pip install 'skgroupvae[progress]'"
+            ) from None
+        self._tqdm = tqdm
+
+    def on_start(self, loop: RunningFit) -> None:
+        if self._tqdm is not None:
+            self._bar = self._tqdm(total=loop.max_epochs, desc="fit", unit="epoch", delay=self._delay)
+
+    def on_epoch_end(self, loop: RunningFit, record: dict[str, float]) -> None:
+        if self._bar is not None:
+            losses = {text: f"{record[name]:.3f}" for name, text in _SHOWN.items() if name in record}
+            # A refresh here would not wait for the delay; the update does.
+            self._bar.set_postfix(losses, refresh=False)
+            self._bar.update()
+
+    def on_end(self, loop: RunningFit) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _is_interactive() -> bool:
+    return "ipykernel" in sys.modules or sys.stderr.isatty()
