@@ -46,7 +46,7 @@ def measure(name: str, n_rows: int, group_size: int) -> tuple[float, float, floa
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
     if name == "GroupVAE":
-        model = GroupVAE(random_state=0, verbose=False).fit(X, groups=groups)
+        model = GroupVAE(decoder="mlp", random_state=0, verbose=False).fit(X, groups=groups)
         fitted = time.perf_counter()
         model.transform(X, groups=groups)
     else:

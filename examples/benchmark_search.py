@@ -36,7 +36,7 @@ def usable_cores() -> int:
 def look_inside(seconds: float) -> tuple[int, int, str | None]:
     """Make a worker ready for fits, and see its process id, torch's threads and OMP_NUM_THREADS."""
     small = make_exam_scores(8, random_state=0)
-    GroupVAE(max_epochs=1, random_state=0, verbose=False).fit(small.X, groups=small.groups)
+    GroupVAE(decoder="mlp", max_epochs=1, random_state=0, verbose=False).fit(small.X, groups=small.groups)
     time.sleep(seconds)  # busy for a moment, so that the next task goes to the other worker
     return os.getpid(), torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
 
@@ -56,7 +56,7 @@ def warm_up(n_workers: int) -> dict[int, tuple[int, str | None]]:
 
 def run(data, n_jobs: int, max_epochs: int) -> tuple[float, np.ndarray]:
     """Seconds of one search, and its scores."""
-    model = GroupVAE(max_epochs=max_epochs, random_state=0, verbose=False)
+    model = GroupVAE(decoder="mlp", max_epochs=max_epochs, random_state=0, verbose=False)
     search = GridSearchCV(model, GRID, cv=GroupKFold(2), refit=False, n_jobs=n_jobs, error_score="raise")
     start = time.perf_counter()
     search.fit(data.X, groups=data.groups)

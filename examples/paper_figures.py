@@ -63,7 +63,7 @@ def _run_curve(
     options = options | {"early_stopping": True, "n_iter_no_change": 10**6}
     model = make_model(protocol, choices, seed, **options).fit(train.X, groups=train.groups)
     history = model.history_
-    # Minus the ELBO without the regulariser's part, so that models with and without one can be compared.
+    # Minus the ELBO without the regularizer's part, so that models with and without one can be compared.
     history["held_out_loss"] = history.validation_loss - (
         model.regularizer_weight * history.validation_mutual_information
     )

@@ -185,7 +185,7 @@ def make_notes(summary: pd.DataFrame, protocol: str, table: str, options: dict) 
     else:
         notes.append(
             "The product and average encoders fell through to Deep Sets in the authors' code: the paper's u "
-            "rows are CxVAE again. Ours run them. *: not in the paper; its v encoder is the plain network."
+            "rows are CxVAE again. Ours run them. *: not in the paper; its v encoder is GroupVAE's default."
         )
     notes.append(
         "The authors' regularizer has sums where eq. 3 has means, keeps x_k, bounds the critic and has "

@@ -1,7 +1,7 @@
 """scikit-learn-compatible estimators for grouped data: group codes, instance codes, translation."""
 
-from skgroupvae.building import PUBLISHED_MODELS
 from skgroupvae.estimators import GroupVAE
+from skgroupvae.model.spec import PUBLISHED_MODELS
 from skgroupvae.regressors import CxVAERegressor
 from skgroupvae.versions import __version__, show_versions
 

@@ -1,4 +1,4 @@
-"""Results in the container the user asked for (``set_output``) or gave."""
+"""Codes in the container the user asked for (``set_output``)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 from sklearn.utils._set_output import ADAPTERS_MANAGER, _get_output_config
 from sklearn.utils.validation import check_is_fitted
 
-from skgroupvae.columns import as_pandas, is_polars, label_columns
-
-__all__ = ["CodesMixin", "check_container", "like_input", "wrap_codes"]
+__all__ = ["CodesMixin", "check_container", "wrap_codes"]
 
 
 class CodesMixin:
@@ -92,64 +90,3 @@ def wrap_codes(estimator: Any, codes: NDArray, original: Any, columns: list[str]
     if kind == "default":
         return codes
     return ADAPTERS_MANAGER.adapters[kind].create_container(codes, original, columns=columns)
-
-
-def like_input(values: NDArray, original: Any, group_column: Any = None, labels: Any = None) -> Any:
-    """Rows as the container X came in, with the labels in the group columns where X has them.
-
-    Columns of floats keep their width; columns of integers become float64, as their values are means.
-    """
-    if is_polars(original):
-        return _like_polars(like_input(values, as_pandas(original), group_column, labels), original)
-    columns = [] if group_column is None else label_columns(original, group_column)
-    parts = _label_parts(labels, len(columns)) if isinstance(group_column, list) else [labels]
-    if isinstance(original, pd.DataFrame):
-        kept = [name for name in original.columns if name not in columns]
-        frame = pd.DataFrame(values, index=original.index, columns=kept)
-        floats = {name: original[name].dtype for name in kept if original[name].dtype.kind == "f"}
-        frame = frame.astype({name: dtype for name, dtype in floats.items() if frame[name].dtype != dtype})
-        for column, part in zip(columns, parts, strict=False):
-            frame[column] = _labels_like(original[column], part)
-        return frame[list(original.columns)]
-    if group_column is None:
-        return values
-    original = np.asarray(original)
-    table = np.empty(original.shape, dtype=np.result_type(values, original))
-    for position, part in zip(columns, parts, strict=True):
-        table[:, position] = np.asarray(part)
-    table[:, np.setdiff1d(np.arange(original.shape[1]), columns)] = values
-    return table
-
-
-def _label_parts(labels: Any, n_columns: int) -> list[NDArray]:
-    """Labels that are tuples, taken apart by column."""
-    parts = [np.empty(len(labels), dtype=object) for _ in range(n_columns)]
-    for row, label in enumerate(labels):
-        if not isinstance(label, tuple) or len(label) != n_columns:
-            raise ValueError(
-                f"target_group {label!r} must be a tuple of {n_columns} labels, one a column of group_column"
-            )
-        for part, value in zip(parts, label, strict=True):
-            part[row] = value
-    return parts
-
-
-def _labels_like(column: pd.Series, labels: Any) -> pd.Series:
-    """Labels as a column of the same type, unless a category it does not have would be lost by that."""
-    by_row = pd.Series(np.asarray(labels), index=column.index)
-    if isinstance(column.dtype, pd.CategoricalDtype) and not by_row.isin(column.cat.categories).all():
-        return by_row
-    return by_row.astype(column.dtype)
-
-
-def _like_polars(frame: pd.DataFrame, original: Any) -> Any:
-    """A pandas table as a polars one, label and float columns with the types of the original."""
-    import polars
-
-    columns = {}
-    for name, dtype in original.schema.items():
-        column = frame[name]
-        series = polars.Series(name, column.to_numpy() if column.dtype.kind in "fiub" else column.tolist())
-        keeps = dtype.is_float() or not dtype.is_numeric() or column.dtype.kind in "iu"
-        columns[name] = series.cast(dtype) if keeps and series.dtype != dtype else series
-    return polars.DataFrame(columns)

@@ -1,8 +1,8 @@
 """Simulated grouped data whose exact posterior is known.
 
-The exam-scores problem (section 3.1 of the CxVAE paper) is the yardstick of this package: with one
-observation a row, the posterior of its codes is a one-dimensional integral, so an estimate is compared with
-the best that any method could do, not only with another method.
+The exam-scores problem (section 3.1 of the CxVAE paper) is the reference problem of this package: each row
+has one number, and the posterior of the codes is a one-dimensional integral. An estimate can therefore be
+compared with the best that any method could do, and not only with another method.
 """
 
 from __future__ import annotations
@@ -38,14 +38,15 @@ def make_exam_scores(
 
     with standard normal :math:`\mu_i, \sigma_i, v_{ik}`, :math:`\epsilon_{ik}` normal with standard deviation
     `noise`, and :math:`K_i \sim \mathrm{Poisson}(16) + 8` students in school i. A school's location and
-    spread are both its own, so a student's rank (v) cannot be read from one score: the problem is entangled.
+    spread both vary, so that a student's rank (v) cannot be inferred from the score alone: u and v are
+    entangled.
 
     Parameters
     ----------
     n_groups : int, default=32768
         Number of schools.
     noise : float, default=1.0
-        Standard deviation of the noise, in points. The paper writes the noise and its experiment has none:
+        Standard deviation of the noise, in points. The paper states the noise, but its experiments have none:
         ``noise=0.0`` gives the data of its tables.
     min_group_size : int, default=8
         Smallest possible number of students in a school.
@@ -58,7 +59,7 @@ def make_exam_scores(
     -------
     data : Bunch
         ``X`` (n_rows, 1) scores in points, ``groups`` (n_rows,) school numbers, and the ground truth:
-        ``mu`` and ``sigma`` (n_groups,), ``u`` (n_groups, 2) both side by side, ``v`` (n_rows,), and
+        ``mu`` and ``sigma`` (n_groups,), ``u`` (n_groups, 2) with both as columns, ``v`` (n_rows,), and
         ``noise``.
 
     Examples
@@ -86,7 +87,7 @@ class ExamScoresPosterior:
     Attributes
     ----------
     labels : ndarray of shape (n_groups,)
-        Group labels in order of first appearance: the order of every array by group below.
+        Group labels in order of first appearance, which is the order of all arrays by group below.
     codes : ndarray of shape (n_rows,)
         Position in `labels` of each row's group.
     mu, mu_sd : ndarray of shape (n_groups,)
@@ -94,7 +95,8 @@ class ExamScoresPosterior:
     scale : ndarray of shape (n_groups,)
         Posterior mean of the scale, sigma² + 1.
     abs_sigma : ndarray of shape (n_groups,)
-        Posterior mean of the absolute value of sigma. The mean of sigma itself is 0: it enters squared.
+        Posterior mean of the absolute value of sigma. The mean of sigma itself is 0, because
+        only its square enters.
     v : ndarray of shape (n_rows,)
         Posterior mean of v.
     log_likelihood : ndarray of shape (n_groups,)
@@ -117,7 +119,7 @@ class ExamScoresPosterior:
 
     @property
     def log_likelihood_per_row(self) -> float:
-        """Mean exact log-likelihood of a row, in nats."""
+        """Exact log-likelihood per row, in nats."""
         return float(self.log_likelihood.sum() / self.codes.shape[0])
 
     def translate(self, target: ArrayLike) -> NDArray[np.float64]:
@@ -147,7 +149,7 @@ class ExamScoresPosterior:
         reconstructed : ndarray of shape (n_rows,)
             Scores in points.
         """
-        # Given sigma it lies between the row and the group's location.
+        # Given sigma, it lies between the row and the location of the group.
         squared = (self._nodes**2 + 1.0) ** 2
         trust = squared / (squared + self._noise**2)
         of_row = (self._weights * trust).sum(axis=1)
@@ -157,7 +159,7 @@ class ExamScoresPosterior:
     def sample(
         self, random_state: int | np.random.RandomState | None = None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Draw one u a group and one v a row from the exact posterior.
+        """Draw one u per group and one v per row from the exact posterior.
 
         Parameters
         ----------
@@ -167,9 +169,9 @@ class ExamScoresPosterior:
         Returns
         -------
         u : ndarray of shape (n_groups, 2)
-            mu and sigma; the sign of sigma is a fair coin.
+            mu and sigma; the sign of sigma is positive or negative with equal probability.
         v : ndarray of shape (n_rows,)
-            Instance codes, given the drawn u of their group.
+            Instance codes given the drawn u of their group.
         """
         rng = check_random_state(random_state)
         n_groups = self.labels.shape[0]
@@ -190,9 +192,9 @@ class ExamScoresPosterior:
 def exam_scores_posterior(X: ArrayLike, groups: ArrayLike, *, noise: float = 1.0) -> ExamScoresPosterior:
     """Exact posterior of the codes of the exam-scores problem, by quadrature.
 
-    Given sigma, everything is normal: v is integrated out, then mu, both in closed form. What is left is one
-    integral over the absolute value of sigma for each group, done by Gauss-Legendre quadrature on the
-    interval that holds the posterior mass.
+    Given sigma, everything is normal: v and then mu are integrated out in closed form. What remains is one
+    integral over the absolute value of sigma for each group, computed by Gauss-Legendre quadrature on the
+    interval that contains the posterior mass.
 
     Parameters
     ----------
@@ -202,7 +204,7 @@ def exam_scores_posterior(X: ArrayLike, groups: ArrayLike, *, noise: float = 1.0
         Group label of each row.
     noise : float, default=1.0
         Standard deviation of the noise **in the model**, in points. With a value other than that of the
-        data the result is the exact posterior of the misspecified model.
+        data, the result is the exact posterior of the misspecified model.
 
     Returns
     -------
@@ -229,7 +231,7 @@ def exam_scores_posterior(X: ArrayLike, groups: ArrayLike, *, noise: float = 1.0
         raise ValueError(f"X must have one column of scores, got shape {x.shape}; pass one column")
     codes, labels = pd.factorize(np.asarray(groups))
     if codes.shape != x.shape:
-        raise ValueError(f"groups has {codes.shape[0]} labels for {x.shape[0]} rows of X; pass one a row")
+        raise ValueError(f"groups has {codes.shape[0]} labels for {x.shape[0]} rows of X; pass one per row")
 
     size = np.bincount(codes)
     mean = np.bincount(codes, x) / size
@@ -238,8 +240,8 @@ def exam_scores_posterior(X: ArrayLike, groups: ArrayLike, *, noise: float = 1.0
     log_joint = _log_joint(nodes, size, mean, squares, noise) + log_widths
     peak = log_joint.max(axis=1, keepdims=True)
     weights = np.exp(log_joint - peak)
-    evidence = weights.sum(axis=1, keepdims=True)
-    weights /= evidence
+    normalizer = weights.sum(axis=1, keepdims=True)
+    weights /= normalizer
 
     scale = nodes**2 + 1.0
     total = scale**2 + noise**2
@@ -261,7 +263,7 @@ def exam_scores_posterior(X: ArrayLike, groups: ArrayLike, *, noise: float = 1.0
         abs_sigma=expected(nodes),
         # E[v | x] = E[gain] x - 2 E[gain mu], both expectations over the group's sigma.
         v=expected(gain)[codes] * x - 2.0 * expected(gain * mu_mean)[codes],
-        log_likelihood=np.log(evidence[:, 0]) + peak[:, 0],
+        log_likelihood=np.log(normalizer[:, 0]) + peak[:, 0],
         _x=x,
         _noise=noise,
         _nodes=nodes,
@@ -286,11 +288,11 @@ def _log_joint(
 def _quadrature(
     size: NDArray, mean: NDArray, squares: NDArray, noise: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Nodes and log weights over |sigma| for each group, on the interval that holds its posterior mass."""
+    """Nodes and log weights over |sigma| for each group, on the interval that contains its posterior mass."""
     low = np.zeros(size.shape[0])
     high = np.full(size.shape[0], _MAX_ABS_SIGMA)
     unit = np.linspace(0.0, 1.0, _N_COARSE)
-    # Each zoom narrows the interval to the nodes that matter, so that large groups get a fine grid too.
+    # Each zoom narrows the interval to the nodes that matter, so that large groups also get a fine grid.
     for _ in range(_N_ZOOMS):
         nodes = low[:, None] + (high - low)[:, None] * unit
         log_joint = _log_joint(nodes, size, mean, squares, noise)

@@ -1,7 +1,7 @@
-"""How well codes are disentangled and rows translated, against a known truth (section 5 of the CxVAE paper).
+"""Disentanglement of codes and accuracy of translations, given the truth (section 5 of the CxVAE paper).
 
-Every function takes arrays and returns a float. All errors are mean squared errors: smaller is better, in the
-squared units of what is compared.
+Every function takes arrays and returns a float. All errors are mean squared errors, in the squared units of
+what is compared: smaller is better.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ __all__ = [
     "translation_error",
 ]
 
-# Early stopping sets a tenth of the rows aside; with fewer rows than this it stops on noise.
+# Early stopping holds out a tenth of the rows; with fewer rows than this it would follow noise.
 _MIN_PROBE_ROWS = 50
 
 
 def reconstruction_error(X: ArrayLike, X_reconstructed: ArrayLike) -> float:
     """Mean squared error of reconstructed rows.
 
-    Small values alone prove little: codes that copy X reconstruct it perfectly.
+    Small values alone prove little: codes that copy X reconstruct X perfectly.
 
     Parameters
     ----------
     X : array-like of shape (n_rows, n_features)
         Rows.
     X_reconstructed : array-like of shape (n_rows, n_features)
-        What a model makes of them, as from ``GroupVAE.reconstruct``.
+        Their reconstruction by a model, as from ``GroupVAE.reconstruct``.
 
     Returns
     -------
@@ -56,14 +56,14 @@ def reconstruction_error(X: ArrayLike, X_reconstructed: ArrayLike) -> float:
 def translation_error(X_true: ArrayLike, X_translated: ArrayLike) -> float:
     """Mean squared error of translated rows (section 5.1 of the CxVAE paper).
 
-    Its few largest squares carry much of it, and rows that share a group err together: pass the squares to
-    :func:`standard_error` with their groups to see how far it can be trusted.
+    A few large squares may make up much of it, and errors of rows in the same group are correlated: pass the
+    squared errors and the groups to :func:`standard_error` to see how precise it is.
 
     Parameters
     ----------
     X_true : array-like of shape (n_rows, n_features)
         Rows as they would have been in their target group: the true generating process at the true instance
-        codes and the target's true group code.
+        codes and the true group code of the target.
     X_translated : array-like of shape (n_rows, n_features)
         A model's translation, as from ``GroupVAE.translate``.
 
@@ -89,19 +89,19 @@ def group_code_error(
 ) -> float:
     """Error of the true group codes as predicted from the inferred ones ("u-pred" in the CxVAE paper).
 
-    A regression network learns the true from the inferred codes on some groups and is judged on others. So
-    the inferred codes may have any scale, order, sign and number, and the error falls as the information they
-    hold about the truth rises (section 5 of the paper).
+    A regression network learns to predict the true codes from the inferred codes on some groups and is
+    evaluated on the others. The scale, order, sign and number of the inferred codes therefore do not matter,
+    and the more information they contain about the truth, the smaller the error (section 5 of the paper).
 
     Parameters
     ----------
     u_inferred : array-like of shape (n_groups, U)
-        Inferred group codes, **one row a group**. ``GroupVAE.transform`` repeats u on the rows of a group:
-        keep one of them, or a group would be learned from and judged on at once.
+        Inferred group codes, **one row per group**. ``GroupVAE.transform`` repeats u on the rows of a group:
+        keep one of them, or the same group would be in the training and the test part.
     u_true : array-like of shape (n_groups, n_true_codes)
         True group codes, in the same order.
     n_splits : int, default=5
-        Every group is held out once, by a network that learned from the other ``n_splits - 1`` parts.
+        Number of parts; each is predicted by a network trained on the other ``n_splits - 1`` parts.
     random_state : int, RandomState instance or None, default=None
         Seed of the parts and networks. Pass an int for the same error at every call.
 
@@ -145,9 +145,9 @@ def instance_code_error(
     v_true : array-like of shape (n_rows, n_true_codes)
         True instance codes, in the same order.
     groups : array-like of shape (n_rows,), optional
-        Group label of each row: groups are then held out whole, which matters if codes tell the groups apart.
+        Group label of each row. Whole groups are then held out, which matters if the codes identify groups.
     n_splits : int, default=5
-        Every row is held out once, by a network that learned from the other ``n_splits - 1`` parts.
+        Number of parts; each is predicted by a network trained on the other ``n_splits - 1`` parts.
     random_state : int, RandomState instance or None, default=None
         Seed of the parts and networks. Pass an int for the same error at every call.
 
@@ -167,18 +167,19 @@ def instance_code_error(
 def standard_error(squared_errors: ArrayLike, groups: ArrayLike | None = None) -> float:
     r"""Standard error of a mean of squared errors, clustered by group.
 
-    Rows of a group share the error of its code, so a table tells as much as it has groups, not rows. With the
-    G groups of sizes :math:`K_i`, N rows in all and squared errors :math:`e_{ik}` of mean :math:`\bar e`,
+    The rows of a group share the error of its code, so that precision depends on the number of groups rather
+    than the number of rows. With G groups of sizes :math:`K_i`, N rows in total and squared errors
+    :math:`e_{ik}` of mean :math:`\bar e`,
 
     .. math:: \mathrm{se}^2 = \frac{G}{G - 1} \sum_i \Big(\sum_k (e_{ik} - \bar e)\Big)^2 \Big/ N^2 .
 
     Parameters
     ----------
     squared_errors : array-like of shape (n_rows,) or (n_rows, n_features)
-        Squared errors; columns are averaged. The difference of two models' squared errors on the same rows is
-        welcome too, and gives the standard error of the difference.
+        Squared errors; columns are averaged. The difference between the squared errors of two models on the
+        same rows gives the standard error of the difference.
     groups : array-like of shape (n_rows,), optional
-        Group label of each row. None takes rows as independent.
+        Group label of each row. None treats rows as independent.
 
     Returns
     -------
@@ -197,8 +198,8 @@ def standard_error(squared_errors: ArrayLike, groups: ArrayLike | None = None) -
     True
     """
     errors = _table(squared_errors, "squared_errors").mean(axis=1)
-    codes = np.arange(errors.shape[0]) if groups is None else _group_codes(groups, errors.shape[0])
-    by_group = np.bincount(codes, errors - errors.mean())
+    index = np.arange(errors.shape[0]) if groups is None else _group_index(groups, errors.shape[0])
+    by_group = np.bincount(index, errors - errors.mean())
     n_groups = by_group.shape[0]
     if n_groups < 2:
         name, unit = ("squared_errors", "rows") if groups is None else ("groups", "distinct labels")
@@ -230,25 +231,25 @@ def _probe_error(
         raise ValueError(f"{names[1]} must have the {n_rows} rows of {names[0]}, got {true.shape[0]}")
     if n_rows < _MIN_PROBE_ROWS:
         raise ValueError(f"{names[0]} must have at least {_MIN_PROBE_ROWS} rows, got {n_rows}")
-    codes = None if groups is None else _group_codes(groups, n_rows)
-    n_units = n_rows if codes is None else int(codes.max()) + 1
+    index = None if groups is None else _group_index(groups, n_rows)
+    n_units = n_rows if index is None else int(index.max()) + 1
     if not 2 <= n_splits <= n_units:
         raise ValueError(f"n_splits must be from 2 to the {n_units} rows or groups to split, got {n_splits}")
     rng = check_random_state(random_state)
-    kind = KFold if codes is None else GroupKFold
+    kind = KFold if index is None else GroupKFold
     parts = kind(n_splits, shuffle=True, random_state=rng.randint(2**31 - 1))
     probe = _make_probe(n_rows, rng.randint(2**31 - 1))
-    # scikit-learn warns of a target with one column that is not one-dimensional.
+    # scikit-learn warns if a target with one column is not one-dimensional.
     target = true.ravel() if true.shape[1] == 1 else true
-    predicted = cross_val_predict(probe, inferred, target, groups=codes, cv=parts)
+    predicted = cross_val_predict(probe, inferred, target, groups=index, cv=parts)
     return float(np.mean((predicted - target) ** 2))
 
 
 def _make_probe(n_rows: int, seed: int) -> TransformedTargetRegressor:
-    """Regression network on standardised codes, with standardised targets so that its rate suits any unit."""
+    """Regression network on standardized codes and targets, so that one learning rate suits all units."""
     network = MLPRegressor(
         hidden_layer_sizes=(32, 32),
-        # At least 20 steps an epoch where there are rows for it: early stopping counts epochs.
+        # At least 20 steps per epoch if there are enough rows: early stopping counts epochs.
         batch_size=int(np.clip(n_rows // 25, 32, 512)),
         learning_rate_init=0.01,
         early_stopping=True,
@@ -273,11 +274,12 @@ def _table(values: ArrayLike, name: str) -> NDArray[np.float64]:
     return table
 
 
-def _group_codes(groups: ArrayLike, n_rows: int) -> NDArray[np.intp]:
+def _group_index(groups: ArrayLike, n_rows: int) -> NDArray[np.intp]:
+    """Position of each row's label (N,) among the distinct labels."""
     labels = np.asarray(groups)
     if labels.shape != (n_rows,):
         raise ValueError(f"groups must have one label for each of {n_rows} rows, got shape {labels.shape}")
-    codes, _ = pd.factorize(labels)
-    if (codes < 0).any():
+    index, _ = pd.factorize(labels)
+    if (index < 0).any():
         raise ValueError("groups must not have missing labels; drop these rows or label them")
-    return codes
+    return index

@@ -1,4 +1,4 @@
-"""Cross-validation of groups that are known from some of their rows; needs scikit-learn only."""
+"""Cross-validation on groups of which some rows are known; needs only scikit-learn."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ __all__ = ["ContextGroupKFold", "ContextLogLikelihood"]
 class ContextGroupKFold(GroupsConsumerMixin, BaseCrossValidator):
     """K-fold over groups that keeps some rows of each held-out group, its context, in the training set.
 
-    The test rows are the other rows of these groups. So a score says how well rows of a group are predicted
-    once some of its rows are known. With ``KFold`` that holds by chance only, with ``GroupKFold`` never.
+    The test rows are the other rows of these groups. A score therefore measures how well the rows of a group
+    are predicted once some of its rows are known. With ``KFold`` this is so only by chance, and with
+    ``GroupKFold`` never.
 
-    Groups are dealt to the folds as ``GroupKFold`` does: the largest first, each to the fold with the fewest
-    rows so far. Each group is held out in one fold, so a row is scored at most once and context rows never.
+    Groups are assigned to folds as in ``GroupKFold``: the largest first, each to the fold with the fewest
+    rows so far. Each group is held out in one fold, so that a row is scored at most once and a
+    context row never.
 
     Parameters
     ----------
@@ -33,19 +35,19 @@ class ContextGroupKFold(GroupsConsumerMixin, BaseCrossValidator):
         Number of folds, at least 2 and at most the number of groups.
     n_context : float or int, default=0.5
         Context rows of each held-out group: a fraction of its rows between 0 and 1 (rounded down, but at
-        least one row), or a number of rows. One row at least remains to be scored, so a group of a single
-        row is scored without context.
+        least one row), or a number of rows. At least one row remains to be scored, so that a group with a
+        single row is scored without context.
     shuffle : bool, default=True
-        Draw the context rows at random and deal groups of equal size in random order. False takes the first
-        rows of each group in the order of the table: later rows are then predicted from earlier ones.
+        Draw the context rows at random and assign groups of equal size in random order. False takes the first
+        rows of each group in the order of the table, so that later rows are predicted from earlier ones.
     random_state : int, RandomState instance or None, default=None
-        Seed of these draws; used with `shuffle` only. With an int every call gives the same folds, and they
-        do not depend on the order of the groups in the table.
+        Seed of these draws; used only with `shuffle`. An int gives the same folds at every call, independent
+        of the order of the groups in the table.
 
     See Also
     --------
     sklearn.model_selection.GroupKFold : Holds out whole groups.
-    ContextLogLikelihood : The score of test rows given their group's training rows.
+    ContextLogLikelihood : The score of test rows given the training rows of their groups.
 
     Examples
     --------
@@ -83,18 +85,18 @@ class ContextGroupKFold(GroupsConsumerMixin, BaseCrossValidator):
         Parameters
         ----------
         X : array-like of shape (n_rows, n_features)
-            The table; only its length is read.
+            The table; only its length is used.
         y : array-like of shape (n_rows,), optional
             Ignored.
         groups : array-like of shape (n_rows,)
-            Group label of each row, of any hashable kind.
+            Group label of each row, of any hashable type.
 
         Yields
         ------
         train : ndarray
-            Rows of the other groups and the context rows of the held-out groups.
+            Positions of the rows of the other groups and of the context rows of the held-out groups.
         test : ndarray
-            The other rows of the held-out groups.
+            Positions of the other rows of the held-out groups.
 
         Raises
         ------
@@ -104,40 +106,40 @@ class ContextGroupKFold(GroupsConsumerMixin, BaseCrossValidator):
         yield from super().split(X, y, groups)
 
     def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:
-        """Number of folds, `n_splits`; the arguments are ignored."""
+        """Number of folds (`n_splits`); the arguments are ignored."""
         return int(self.n_splits)
 
     def _iter_test_masks(
         self, X: Any = None, y: Any = None, groups: Any = None
     ) -> Iterator[NDArray[np.bool_]]:
-        codes, sizes = _sorted_groups(groups)
+        index, sizes = _sorted_groups(groups)
         if len(sizes) < self.n_splits:
             raise ValueError(
                 f"n_splits={self.n_splits} is more than the {len(sizes)} distinct labels of groups; "
                 "lower n_splits"
             )
         rng = check_random_state(self.random_state) if self.shuffle else None
-        folds = _deal(sizes, self.n_splits, rng)[codes]
-        scored = _ranks(codes, sizes, rng) >= self._n_context_rows(sizes)[codes]
+        folds = _assign_folds(sizes, self.n_splits, rng)[index]
+        scored = _ranks(index, sizes, rng) >= self._n_context_rows(sizes)[index]
         for fold in range(self.n_splits):
             yield scored & (folds == fold)
 
     def _n_context_rows(self, sizes: NDArray[np.intp]) -> NDArray[np.intp]:
-        """Context rows of each group (G,), were it held out."""
+        """Number of context rows of each group (G,) when it is held out."""
         if isinstance(self.n_context, (int, np.integer)):
             wanted = np.full(len(sizes), self.n_context)
         else:
-            # 0.29 * 100 is a hair below 29.
+            # 0.29 * 100 is slightly below 29.
             wanted = np.maximum(np.floor(self.n_context * sizes + 1e-9), 1).astype(np.intp)
         return np.minimum(wanted, sizes - 1)
 
 
 class ContextLogLikelihood:
-    """Scorer: mean log-likelihood of test rows given what the fit knows of their groups.
+    """Scorer: mean log-likelihood of test rows given what the fit knows about their groups.
 
-    Calls ``estimator.score(X, groups=groups, context="fit")``. Meant for :class:`ContextGroupKFold`, which
-    leaves rows of every test group in the training set. With metadata routing it is passed `groups` without
-    being asked to; without it, set `group_column` on the estimator.
+    Calls ``estimator.score(X, groups=groups, context=None)``. Meant for :class:`ContextGroupKFold`, which
+    leaves rows of every test group in the training set. With metadata routing, `groups` is requested
+    automatically; without it, set `group_column` on the estimator.
 
     Examples
     --------
@@ -165,15 +167,15 @@ class ContextLogLikelihood:
         score : float
             In nats per row, larger is better.
         """
-        # A search scores by its own scorer, whatever it is asked for.
+        # The score method of a search uses the scorer of the search and takes no context.
         estimator = getattr(estimator, "best_estimator_", estimator)
         if isinstance(estimator, Pipeline) and not get_config()["enable_metadata_routing"]:
-            # Without routing a Pipeline's score has no room for arguments of its last step.
+            # Without routing, the score method of a Pipeline cannot pass arguments to its last step.
             X, estimator = estimator[:-1].transform(X), estimator[-1]
-        return estimator.score(X, groups=groups, context="fit")
+        return estimator.score(X, groups=groups, context=None)
 
     def get_metadata_routing(self) -> MetadataRequest:
-        """What scikit-learn passes on when metadata routing is enabled: `groups`."""
+        """Metadata that scikit-learn passes when metadata routing is enabled: `groups`."""
         request = MetadataRequest(owner=self)
         request.score.add_request(param="groups", alias=True)
         return request
@@ -203,42 +205,44 @@ def _check_parameters(n_splits: Any, n_context: Any, shuffle: Any, random_state:
 def _sorted_groups(groups: Any) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Position of each row's label among the sorted labels (N,), and rows of each group (G,)."""
     if groups is None:
-        raise ValueError("groups must not be None; pass one label a row to split (or to the search)")
+        raise ValueError("groups must not be None; pass one label per row to split (or to the search)")
     shape = getattr(groups, "shape", (len(groups),))
     if len(shape) != 1:
         raise ValueError(
-            f"groups must be one-dimensional with one label a row, got shape {tuple(shape)}; "
+            f"groups must be one-dimensional with one label per row, got shape {tuple(shape)}; "
             "for labels made of several columns pass a list of tuples"
         )
     try:
-        # A Series keeps tuples whole, where an array would make columns of them.
-        codes, labels = pd.factorize(pd.Series(groups))
+        # A Series keeps each tuple as one label, where an array would turn tuples into columns.
+        index, labels = pd.factorize(pd.Series(groups))
     except TypeError as error:
         raise TypeError(f"groups must hold hashable labels ({error}); convert them to tuples") from error
-    if (codes < 0).any():
-        rows = np.flatnonzero(codes < 0)
+    if (index < 0).any():
+        rows = np.flatnonzero(index < 0)
         raise ValueError(
             f"groups has {len(rows)} missing labels (first at row {rows[0]}); drop those rows or label them"
         )
     order = _sorting(list(labels))
     position = np.empty(len(order), dtype=np.intp)
     position[order] = np.arange(len(order))
-    codes = position[codes]
-    return codes, np.bincount(codes, minlength=len(order))
+    index = position[index]
+    return index, np.bincount(index, minlength=len(order))
 
 
 def _sorting(labels: list[Any]) -> list[int]:
-    """Positions that sort the labels, so that the order of the rows does not show in the folds."""
+    """Positions that sort the labels, so that the folds do not depend on the order of the rows."""
     try:
         return sorted(range(len(labels)), key=labels.__getitem__)
-    except TypeError:  # labels of several kinds, such as numbers and strings
+    except TypeError:  # labels of mixed types, such as numbers and strings
         return sorted(range(len(labels)), key=lambda i: (type(labels[i]).__name__, repr(labels[i])))
 
 
-def _deal(sizes: NDArray[np.intp], n_splits: int, rng: np.random.RandomState | None) -> NDArray[np.intp]:
+def _assign_folds(
+    sizes: NDArray[np.intp], n_splits: int, rng: np.random.RandomState | None
+) -> NDArray[np.intp]:
     """Fold of each group (G,): the largest group first, each to the fold with the fewest rows so far."""
     order = np.arange(len(sizes)) if rng is None else rng.permutation(len(sizes))
-    # Backwards, as GroupKFold does: without shuffling the folds are the same as there.
+    # In reverse, as in GroupKFold: without shuffling the folds are the same.
     order = order[np.argsort(sizes[order], kind="stable")[::-1]]
     rows, folds = np.zeros(n_splits, dtype=np.intp), np.empty(len(sizes), dtype=np.intp)
     for group in order:
@@ -248,13 +252,13 @@ def _deal(sizes: NDArray[np.intp], n_splits: int, rng: np.random.RandomState | N
 
 
 def _ranks(
-    codes: NDArray[np.intp], sizes: NDArray[np.intp], rng: np.random.RandomState | None
+    index: NDArray[np.intp], sizes: NDArray[np.intp], rng: np.random.RandomState | None
 ) -> NDArray[np.intp]:
-    """Place of each row (N,) among the rows of its group: 0, 1, ... in table order, or in random order."""
-    order = np.argsort(codes, kind="stable")
+    """Rank of each row (N,) among the rows of its group: 0, 1, ... in the order of the table or at random."""
+    order = np.argsort(index, kind="stable")
     if rng is not None:
-        # Drawn group by group, so that how the groups are mixed in the table does not matter.
-        order = order[np.lexsort((rng.random_sample(len(codes)), codes[order]))]
-    ranks = np.empty(len(codes), dtype=np.intp)
-    ranks[order] = np.arange(len(codes)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        # Drawn group by group, so that the order of the groups in the table does not matter.
+        order = order[np.lexsort((rng.random_sample(len(index)), index[order]))]
+    ranks = np.empty(len(index), dtype=np.intp)
+    ranks[order] = np.arange(len(index)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     return ranks

@@ -1,4 +1,4 @@
-"""A nonlinear mixed model to simulate from, and its exact predictive density: what can be reached."""
+"""A simulated nonlinear mixed model with its exact predictive density, the best that any method can reach."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def make_nonlinear_mixed(
     *,
     random_state: int | np.random.RandomState | None = None,
 ) -> Bunch:
-    r"""Simulate groups with curves and spreads of their own.
+    r"""Simulate groups that differ in their curves and their spreads.
 
     .. math:: y_{ik} = x_{ik} + u_{i1} \sin(2 x_{ik}) + \exp(u_{i2} / 2)\, v_{ik}
 
@@ -29,15 +29,15 @@ def make_nonlinear_mixed(
     n_groups : int, default=1000
         Number of groups.
     group_size : int, default=20
-        Rows of each group.
+        Number of rows in each group.
     random_state : int, RandomState instance or None, default=None
         Pass an int for the same data at every call.
 
     Returns
     -------
     data : Bunch
-        ``X`` (n_rows, 1), ``y`` (n_rows,), ``groups`` (n_rows,), and the truth ``u`` (n_groups, 2), ``v``
-        (n_rows,).
+        ``X`` (n_rows, 1), ``y`` (n_rows,), ``groups`` (n_rows,), and the ground truth ``u`` (n_groups, 2) and
+        ``v`` (n_rows,).
 
     Examples
     --------
@@ -67,11 +67,13 @@ def nonlinear_mixed_log_density(
     Parameters
     ----------
     X : array-like of shape (n_rows, 1)
+        Covariate of each row.
     y, groups : array-like of shape (n_rows,)
+        Outcome and group label of each row.
     context : tuple (X, y, groups), optional
-        Rows that are known.
+        Rows with known outcomes.
     n_nodes : int, default=81
-        Nodes of the grid in each of the two codes, on (-5, 5).
+        Number of grid points for each of the two codes, on [-5, 5].
 
     Returns
     -------
@@ -84,7 +86,7 @@ def nonlinear_mixed_log_density(
     prior -= logsumexp(prior)
 
     def log_prob(x: NDArray, outcome: NDArray) -> NDArray[np.float64]:
-        """Of each row at each node: (n, n_nodes²)."""
+        """Log density of each row at each node, of shape (n, n_nodes²)."""
         mean = x[:, None] + level * np.sin(2.0 * x)[:, None]
         z = (outcome[:, None] - mean) * np.exp(-_SPREAD * spread)
         return -0.5 * (z**2 + np.log(2.0 * np.pi)) - _SPREAD * spread

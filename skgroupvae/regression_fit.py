@@ -27,9 +27,9 @@ from skgroupvae.regression.network import RegressionNetwork
 from skgroupvae.regression.rows import RowsEncoder, build_rows_encoder, build_rows_regularizer
 from skgroupvae.regression.start import mixed_log_likelihood, mixed_model_of, start_at_mixed_model
 from skgroupvae.regression.tables import MixedModelTables
+from skgroupvae.regression.training import TrainingSettings, fit_network, history_table, resolve_schedule
 from skgroupvae.several import has_several
 from skgroupvae.starting import continued
-from skgroupvae.training import TrainingSettings, fit_network, history_table, resolve_schedule
 from skgroupvae.validation import check_hidden_sizes, forget_learned, resolve_device, unchanged_on_error
 
 __all__ = ["RegressionFit"]

@@ -69,7 +69,7 @@ class CxVAERegressor(GroupedRegressor, auto_wrap_output_keys=None):  # type: ign
         the exact posterior (BLUP) of a linear mixed model, and a learned correction. "deepsets", "average",
         "product" and "product_with_prior" are the networks of :class:`GroupVAE` on outcome and covariates,
         which know nothing of the decoder at the start; they say what starting at the posterior buys. A
-        factory is called with the arguments of a class of :data:`skgroupvae.building.GROUP_ENCODERS`,
+        factory is called with the arguments of a class of ``skgroupvae.building.GROUP_ENCODERS``,
         n_features being one more than the covariates (an indicator for each category but the first); a
         Module is copied.
     regularizer : {"context", "instance"}, factory, Module or None, default=None

@@ -17,14 +17,12 @@ from sklearn.utils.validation import _check_sample_weight, column_or_1d, validat
 
 from skgroupvae.columns import caller_level, check_unique_columns, some
 from skgroupvae.groups import as_label_array
-from skgroupvae.nn import SCALE_RANGE
 
 __all__ = [
     "check_covariates",
     "check_groups",
     "check_hidden_sizes",
     "check_labels_by_row",
-    "check_noise_scale",
     "check_outcome",
     "check_table",
     "check_trials",
@@ -264,28 +262,3 @@ def check_hidden_sizes(hidden_sizes: Any) -> tuple[int, ...]:
             f"hidden_sizes must be a tuple of positive integers such as (32, 32), got {hidden_sizes!r}"
         )
     return tuple(int(size) for size in sizes)
-
-
-def check_noise_scale(noise_scale: Any, spread: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """Fixed noise standard deviations (D,), or None where they are learned; `spread` (D,) is the columns'."""
-    if noise_scale is None:
-        return None
-    n_features = len(spread)
-    remedy = f"noise_scale must be a positive finite number or {n_features} of them, one a column of X"
-    try:
-        scale = np.asarray(noise_scale, dtype=np.float64)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{remedy}; got values that are not numbers") from error
-    if scale.ndim > 1 or (scale.ndim == 1 and scale.shape[0] != n_features):
-        raise ValueError(f"{remedy}; got shape {scale.shape}")
-    if not (np.isfinite(scale) & (scale > 0)).all():
-        raise ValueError(f"{remedy}; got one that is not")
-    low, high = SCALE_RANGE
-    outside = (scale < low * spread) | (scale > high * spread)
-    if outside.any():
-        raise ValueError(
-            f"noise_scale must lie between {low:.1e} and {high:.0f} standard deviations of its column, "
-            f"that is {np.array2string(low * spread, precision=2)} to "
-            f"{np.array2string(high * spread, precision=2)}; got {noise_scale!r}; use None to learn it"
-        )
-    return np.broadcast_to(scale, (n_features,))

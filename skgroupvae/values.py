@@ -1,7 +1,8 @@
 """Values as JSON and named arrays, and back: what a saved estimator is made of.
 
 None, bool, int, str, finite floats and lists stand for themselves; an array is named by its place among the
-tensors; any other value is ``{kind: parts}`` with a kind of `_KINDS`: a new one is a line in that table.
+tensors; any other value is ``{kind: parts}`` with a kind of a table, `KINDS` by default: a new one is a line
+in that table.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from skgroupvae.design import Design
 from skgroupvae.evidence import Evidence
 from skgroupvae.formulas import Formula, FormulaDesign
 
-__all__ = ["Writer", "kind_of", "read_value"]
+__all__ = ["DATA_KINDS", "KINDS", "Kind", "Writer", "kind_of", "read_value"]
 
 _TENSOR_DTYPES = frozenset(
     {"|b1", "|i1", "|u1", *(f"<{k}{n}" for k in "iu" for n in (2, 4, 8)), "<f4", "<f8"}
@@ -36,8 +37,9 @@ _LONGEST_RANGE = 2**24
 class Writer:
     """Turns values into JSON; arrays go into `tensors` and are referred to by name, equal ones once."""
 
-    def __init__(self, tensors: dict[str, NDArray]) -> None:
+    def __init__(self, tensors: dict[str, NDArray], kinds: Mapping[str, Kind] | None = None) -> None:
         self.tensors = tensors
+        self.kinds = KINDS if kinds is None else kinds
         self._names: dict[bytes, str] = {}
 
     def __call__(self, value: Any, name: str) -> Any:
@@ -48,9 +50,9 @@ class Writer:
             return [self(item, name) for item in value]
         if type(value) is np.ndarray and value.dtype.kind in f"O{_PLAIN_KINDS}" and value.dtype.itemsize:
             return {"array": self._array(value, name)}
-        kind = kind_of(value)
+        kind = kind_of(value, self.kinds)
         if kind is not None:
-            encoded = {kind: [self(part, name) for part in _KINDS[kind].parts(value)]}
+            encoded = {kind: [self(part, name) for part in self.kinds[kind].parts(value)]}
             # pandas has dtypes and time zones that no name stands for.
             if not isinstance(value, (pd.Index, pd.Timestamp)) or self._gives(encoded, value):
                 return encoded
@@ -62,7 +64,7 @@ class Writer:
 
     def _gives(self, encoded: Any, labels: Any) -> bool:
         try:
-            back = read_value(encoded, self.tensors)
+            back = read_value(encoded, self.tensors, self.kinds)
         except (ValueError, TypeError, KeyError):
             return False
         one, other = (x if isinstance(x, pd.Index) else pd.Index([x]) for x in (labels, back))
@@ -85,22 +87,30 @@ class Writer:
         return [array.dtype.str, list(array.shape), order, self._names[digest]]
 
 
-def read_value(encoded: Any, tensors: dict[str, NDArray]) -> Any:
-    """The value that `Writer` encoded."""
+def read_value(encoded: Any, tensors: Mapping[str, NDArray], kinds: Mapping[str, Kind] | None = None) -> Any:
+    """The value that `Writer` encoded, with a table of the same kinds."""
+    kinds = KINDS if kinds is None else kinds
     if isinstance(encoded, list):
-        return [read_value(item, tensors) for item in encoded]
+        return [read_value(item, tensors, kinds) for item in encoded]
     if not isinstance(encoded, dict):
         return encoded
     ((kind, parts),) = encoded.items()
     if kind == "array":
-        return _read_array(tensors, *parts)
-    return _KINDS[kind].build(*(read_value(part, tensors) for part in parts))
+        return _read_array(tensors, kinds, *parts)
+    return kinds[kind].build(*(read_value(part, tensors, kinds) for part in parts))
 
 
-def _read_array(tensors: dict[str, NDArray], dtype: str, shape: list[int], order: Any, name: str) -> NDArray:
+def _read_array(
+    tensors: Mapping[str, NDArray],
+    kinds: Mapping[str, Kind],
+    dtype: str,
+    shape: list[int],
+    order: Any,
+    name: str,
+) -> NDArray:
     content = tensors[name].tobytes()
     if dtype == "|O":
-        items = [read_value(item, tensors) for item in json.loads(content)]
+        items = [read_value(item, tensors, kinds) for item in json.loads(content)]
         return np.fromiter(items, dtype=object, count=len(items)).reshape(shape)
     return _from_bytes(dtype, shape, content).copy(order=order)
 
@@ -169,7 +179,7 @@ def _fields(value: Any) -> list:
     return [getattr(value, field.name) for field in dataclasses.fields(value)]
 
 
-class _Kind(NamedTuple):
+class Kind(NamedTuple):
     """How the values of a type are taken to parts, which are values themselves, and built from them again."""
 
     type: type
@@ -177,47 +187,55 @@ class _Kind(NamedTuple):
     build: Callable[..., Any]
 
 
-_KINDS: Mapping[str, _Kind] = MappingProxyType(
+#: Kinds that hold data alone.
+DATA_KINDS: Mapping[str, Kind] = MappingProxyType(
     {
-        "float": _Kind(float, lambda x: [repr(x)], float),
-        "tuple": _Kind(tuple, lambda x: x, lambda *items: items),
-        "dict": _Kind(dict, lambda x: map(list, x.items()), lambda *items: dict(items)),
-        "device": _Kind(torch.device, lambda x: [str(x)], torch.device),
-        "tensor": _Kind(torch.Tensor, lambda x: [x.detach().cpu().numpy()], torch.from_numpy),
-        "scalar": _Kind(
+        "float": Kind(float, lambda x: [repr(x)], float),
+        "tuple": Kind(tuple, lambda x: x, lambda *items: items),
+        "dict": Kind(dict, lambda x: map(list, x.items()), lambda *items: dict(items)),
+        "device": Kind(torch.device, lambda x: [str(x)], torch.device),
+        "tensor": Kind(torch.Tensor, lambda x: [x.detach().cpu().numpy()], torch.from_numpy),
+        "scalar": Kind(
             np.generic,
             lambda x: [np.array([x]).dtype.str, np.array([x]).tobytes().hex()],  # "" has size 0, but not here
             lambda dtype, content: _from_bytes(dtype, [], bytes.fromhex(content))[()],
         ),
-        "timestamp": _Kind(
+        "timestamp": Kind(
             pd.Timestamp,
             lambda x: [x.asm8, x.tz and str(x.tz)],
             lambda x, zone: _in_zone(pd.Timestamp(x), zone),
         ),
-        "range": _Kind(
+        "range": Kind(
             pd.RangeIndex,
             lambda x: [x.start, x.stop, x.step, x.name],
             _range,
         ),
-        "datetimes": _Kind(
+        "datetimes": Kind(
             pd.DatetimeIndex,
             lambda x: [x.asi8.view(f"M8[{x.unit}]"), x.tz and str(x.tz), x.name],
             lambda x, zone, name: _in_zone(pd.DatetimeIndex(x, name=name), zone),
         ),
-        "index": _Kind(pd.Index, _index_parts, _index),
-        "frame": _Kind(pd.DataFrame, _frame_parts, _frame),
-        "design": _Kind(Design, lambda x: [x.names, x.categories, x.indicators, x.centre, x.scale], Design),
-        "formula": _Kind(Formula, _fields, Formula),
-        "formula_design": _Kind(FormulaDesign, _fields, FormulaDesign),
-        "evidence": _Kind(Evidence, lambda x: [x.labels, x.totals, x.sizes], Evidence),
-        "random_state": _Kind(np.random.RandomState, lambda x: x.get_state(legacy=True), _random_state),
+        "index": Kind(pd.Index, _index_parts, _index),
+        "frame": Kind(pd.DataFrame, _frame_parts, _frame),
+        "random_state": Kind(np.random.RandomState, lambda x: x.get_state(legacy=True), _random_state),
     }
 )
-_BY_TYPE: Mapping[type, str] = MappingProxyType({kind.type: name for name, kind in _KINDS.items()})
+#: All kinds of a saved estimator.
+KINDS: Mapping[str, Kind] = MappingProxyType(
+    {
+        **DATA_KINDS,
+        "design": Kind(Design, lambda x: [x.names, x.categories, x.indicators, x.centre, x.scale], Design),
+        "formula": Kind(Formula, _fields, Formula),
+        "formula_design": Kind(FormulaDesign, _fields, FormulaDesign),
+        "evidence": Kind(Evidence, lambda x: [x.labels, x.totals, x.sizes], Evidence),
+    }
+)
 
 
-def kind_of(value: Any) -> str | None:
+def kind_of(value: Any, kinds: Mapping[str, Kind] | None = None) -> str | None:
     """Kind of a value by its exact type: a subclass would come back as something else."""
     if isinstance(value, np.generic):
         return None if isinstance(value, np.void) else "scalar"
-    return _BY_TYPE.get(type(value), "index" if isinstance(value, pd.Index) else None)
+    kinds = KINDS if kinds is None else kinds
+    by_type = (name for name, kind in kinds.items() if kind.type is type(value))
+    return next(by_type, "index" if isinstance(value, pd.Index) else None)

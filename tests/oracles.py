@@ -9,8 +9,8 @@ import torch
 from scipy.stats import multivariate_normal
 from torch import nn
 
-from skgroupvae.decoders import LinearDecoder
-from skgroupvae.groups import Segments
+from skgroupvae.batch import Batch, Segments
+from skgroupvae.model.decoders import LinearDecoder
 
 
 def exam_formula(u, v):
@@ -19,9 +19,14 @@ def exam_formula(u, v):
 
 
 def segments_of(sizes) -> Segments:
-    """Segments of groups of these sizes, rows standing by group."""
-    sizes = torch.as_tensor(sizes)
-    return Segments(torch.repeat_interleave(torch.arange(len(sizes)), sizes), sizes.float())
+    """Segments of groups of these sizes, in float32, rows standing by group."""
+    return Segments.of_sizes(torch.as_tensor(sizes)).to(torch.device("cpu"), torch.float32)
+
+
+def batch_of(values: torch.Tensor, sizes) -> Batch:
+    """Rows without covariates, of weight 1, in groups of these sizes, all of the type of `values`."""
+    ones = values.new_ones(len(values), 1)
+    return Batch(values, ones, ones[:, 0], (segments_of(sizes).to(values.device, values.dtype),))
 
 
 def unsettled(module: nn.Module, scale: float = 0.1) -> nn.Module:

@@ -52,10 +52,10 @@ def test_translate_returns_polars_with_the_types_of_the_input(polars_model, pupi
     table = pl.from_dict(pupils.to_dict("list")).with_columns(
         pl.col("score").cast(pl.Float32), pl.col("school").cast(pl.Categorical)
     )
-    moved = polars_model.translate(table, target_group="school 3")
+    moved = polars_model.translate(table, None, target_group="school 3")
     assert moved.schema == table.schema
     assert set(moved["school"].cast(pl.String)) == {"school 3"}
-    numbers = polars_model.translate(pupils.astype({"score": np.float32}), target_group="school 3")
+    numbers = polars_model.translate(pupils.astype({"score": np.float32}), None, target_group="school 3")
     np.testing.assert_allclose(moved["effort"].to_numpy(), numbers["effort"], rtol=1e-12)
 
 
@@ -127,7 +127,7 @@ def test_a_list_of_columns_makes_labels_that_are_tuples(nested, quick):
 
 def test_translation_writes_each_part_of_a_nested_label_in_its_column(nested, quick):
     model = quick(group_column=["district", "school"]).fit(nested)
-    moved = model.translate(nested, target_group=(1, "4"))
+    moved = model.translate(nested, None, target_group=(1, "4"))
     assert list(moved.columns) == list(nested.columns)
     assert (moved.dtypes == nested.dtypes).all()
     assert set(moved["district"]) == {1}
@@ -179,7 +179,7 @@ def test_group_column_absent_at_transform(polars_model, pupils):
 def test_target_label_that_does_not_fit_the_columns(nested, quick):
     model = quick(group_column=["district", "school"]).fit(nested)
     with pytest.raises(ValueError, match=r"target_group .* does not occur in the fit"):
-        model.translate(nested, target_group="school 3")
+        model.translate(nested, None, target_group="school 3")
 
 
 def test_unknown_container():

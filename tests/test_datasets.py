@@ -1,4 +1,4 @@
-"""The exact posterior of the exam scores against independent methods: the yardstick itself is measured."""
+"""The exact posterior of the exam scores against independent methods: a test of the reference itself."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def trapezoid(values, step):
 
 
 def brute_force(scores, noise):
-    """Every integral on a plain grid, with no use of the algebra of normals: mu, sigma and each row's v."""
+    """Every integral on a plain grid, without algebra of normals: over mu, sigma and the v of each row."""
     mu = np.linspace(-6.0, 6.0, 161)
     sigma = np.linspace(-5.0, 5.0, 201)
     v = np.linspace(-7.0, 7.0, 561)
@@ -98,7 +98,7 @@ def test_posterior_equals_importance_sampling():
 
     def agrees(draws, value):
         estimate = (weights * draws).sum()
-        # Delta-method standard error of a self-normalised estimate.
+        # Delta-method standard error of a self-normalized estimate.
         return abs(estimate - value) < 5 * np.sqrt((weights**2 * (draws - estimate) ** 2).sum())
 
     assert agrees(mu, exact.mu[0])
@@ -110,7 +110,7 @@ def test_posterior_equals_importance_sampling():
 
 @pytest.mark.slow
 def test_posterior_equals_metropolis():
-    # Shares no formula with the package: a random walk on (mu, sigma, v) under the model as it is written.
+    # Shares no formula with the package: a random walk on (mu, sigma, v) under the model as stated.
     scores = np.array(TINY_GROUPS["three rows"])
     rng = np.random.default_rng(0)
     n_chains, n_steps, n_burn = 4000, 1500, 500
@@ -157,7 +157,7 @@ def test_draws_have_the_posterior_moments():
 def test_draws_of_u_and_v_are_joint():
     # The residual x - 2 mu - (sigma² + 1) v of joint draws is noise given the data. Its second moment by the
     # grid of |sigma| is not public, but with noise 0.1 it must be small; independent draws of u and v leave
-    # what u is uncertain of, about 1.
+    # the uncertainty of u, about 1.
     data = make_exam_scores(300, noise=0.1, random_state=0)
     u, v = exam_scores_posterior(data.X, data.groups, noise=0.1).sample(random_state=0)
     own = u[data.groups]
@@ -215,8 +215,8 @@ def test_groups_of_any_size_are_finite(noise):
     u, v = exact.sample(random_state=0)
     assert np.isfinite(u).all()
     assert np.isfinite(v).all()
-    # 100,000 rows leave the prior no say: the posterior means are the maximum-likelihood estimates to a tenth
-    # of their standard errors, 0.004 for mu and 0.006 for the scale.
+    # With 100,000 rows the prior does not matter: the posterior means are the maximum-likelihood
+    # estimates to a tenth of their standard errors, 0.004 for mu and 0.006 for the scale.
     assert exact.mu[1] == pytest.approx(0.5 * large.mean(), abs=4e-4)
     assert exact.scale[1] == pytest.approx(np.sqrt(large.var() - noise**2), abs=6e-4)
     assert exact.mu_sd[1] == pytest.approx(0.5 * np.sqrt((sigma**2 + 1.0) ** 2 + noise**2) / 316.2, rel=0.05)

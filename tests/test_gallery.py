@@ -37,7 +37,7 @@ def test_an_example_has_a_title_a_question_and_sections(path):
 @by_example
 def test_an_example_runs(path, monkeypatch):
     # What takes time in an example is epochs; none of what it prints is compared with anything.
-    monkeypatch.setattr("skgroupvae.base.resolve_schedule", lambda *_: (1, 64))
+    monkeypatch.setattr("skgroupvae.estimators.latent_fit.resolve_schedule", lambda *_: (1, 64))
     monkeypatch.setattr("skgroupvae.regression_fit.resolve_schedule", lambda *_: (1, 64))
     try:
         runpy.run_path(str(path), run_name="__main__")

@@ -61,7 +61,7 @@ def test_bad_tables_are_named(error, first, second):
 @pytest.mark.parametrize("probe", PROBES)
 def test_probe_finds_the_best_regression(probe):
     # v ~ N(0, 1), inferred = v + N(0, s²): E[v | inferred] is linear with error s² / (1 + s²) = 0.2. The
-    # error of n = 3,000 test rows has standard error 0.2 * sqrt(2 / 3000) = 0.005; four of them, and 2 % for
+    # error of n = 3,000 test rows has standard error 0.2 * sqrt(2 / 3000) = 0.005; four of them, and 2% for
     # a network that learns from 2,400 rows.
     v = normal(0, 3000, 1)
     error = probe(v + 0.5 * normal(1, 3000, 1), v, random_state=0)
@@ -86,7 +86,7 @@ def test_probe_error_is_in_the_units_of_the_truth():
 
 
 def test_probe_of_codes_without_information_gives_the_variance():
-    # What a network takes for signal in 800 rows is a few per cent, the standard error of the variance 4.5 %.
+    # Overfitting to 800 rows costs a few percent; the standard error of the variance is 4.5%.
     true = normal(0, 1000, 1)
     assert instance_code_error(normal(1, 1000, 3), true, random_state=0) == pytest.approx(1.0, rel=0.2)
 
@@ -98,8 +98,8 @@ def test_components_of_the_code_are_averaged():
 
 
 def test_groups_are_held_out_whole():
-    # v of a group is one random number and the code says only which group: a memory of the group is worth
-    # everything for rows of groups seen, nothing for rows of new ones.
+    # v of a group is one random number and the code only identifies the group: memorizing groups predicts
+    # rows of known groups perfectly and rows of new groups not at all.
     groups = np.repeat(np.arange(20), 100)
     by_group = normal(0, 20)
     code = np.eye(20)[groups]
@@ -161,7 +161,7 @@ def test_clustered_standard_error_by_hand():
 
 def test_clustered_standard_error_has_the_spread_of_the_mean():
     # 400 tables of 50 groups of 4 rows whose squared errors have a common factor: the mean of the estimated
-    # variances must be the variance of the means, whose own relative standard error is sqrt(2 / 400) = 7 %.
+    # variances must be the variance of the means, whose own relative standard error is sqrt(2 / 400) = 7%.
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(50), 4)
     tables = (rng.standard_normal((400, 50))[:, groups] + 0.3 * rng.standard_normal((400, 200))) ** 2

@@ -1,4 +1,4 @@
-"""What every display promises, on quickly fitted estimators, and how displays read tables and labels."""
+"""What all displays have in common, on quickly fitted estimators, and how they read tables and labels."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+from sklearn.base import BaseEstimator, RegressorMixin, clone
 from sklearn.exceptions import NotFittedError
 
 mpl.use("Agg")
@@ -44,7 +45,7 @@ def data(pupils):
     X, y, school = pupils[["effort"]], pupils["score"], pupils["school"]
     table = pupils[["score", "effort"]]
     regressor = CxVAERegressor(max_epochs=2, random_state=0, verbose=False).fit(X, y, groups=school)
-    vae = GroupVAE(max_epochs=2, random_state=0, verbose=False).fit(table, groups=school)
+    vae = GroupVAE(decoder="mlp", max_epochs=2, random_state=0, verbose=False).fit(table, groups=school)
     return SimpleNamespace(X=X, y=y, school=school, table=table, regressor=regressor, vae=vae)
 
 
@@ -155,7 +156,7 @@ def numbers(display):
 @pytest.mark.parametrize("kind", ["regressor", "vae"])
 def test_group_column_gives_the_same_numbers(display, kind, data):
     estimator = getattr(data, kind)
-    by_column = type(estimator)(max_epochs=2, random_state=0, verbose=False, group_column="school")
+    by_column = clone(estimator).set_params(group_column="school")
     wide = SimpleNamespace(
         X=data.X.assign(school=data.school), y=data.y, table=data.table.assign(school=data.school)
     )
@@ -173,7 +174,9 @@ def test_group_column_gives_the_same_numbers(display, kind, data):
 
 def test_labels_of_two_columns_are_tuples(data):
     table = data.table.assign(school=data.school, district=1)
-    model = GroupVAE(max_epochs=2, random_state=0, group_column=["district", "school"]).fit(table)
+    model = GroupVAE(decoder="mlp", max_epochs=2, random_state=0, group_column=["district", "school"]).fit(
+        table
+    )
     display = TranslationDisplay.from_estimator(
         model, table, source_group=(1, "school 0"), target_group=(1, "school 5"), column="effort"
     )
@@ -182,7 +185,7 @@ def test_labels_of_two_columns_are_tuples(data):
 
 @pytest.mark.parametrize("display", WITH_LABELS)
 def test_labels_missing_twice_or_too_few_are_refused(display, data):
-    with pytest.raises(ValueError, match="groups is missing; pass one label a row"):
+    with pytest.raises(ValueError, match="groups is missing; pass one label per row"):
         draw(display, data, data.regressor, groups=None)
     with pytest.raises(ValueError, match="groups has 3 labels but X has"):
         draw(display, data, data.regressor, groups=["a", "b", "c"])
@@ -195,7 +198,7 @@ def test_labels_missing_twice_or_too_few_are_refused(display, data):
 @pytest.mark.parametrize("display", [TranslationDisplay, ShrinkageDisplay, PredictiveCheckDisplay])
 def test_outcomes_and_columns_that_cannot_be_used_are_refused(display, data):
     options = {"groups": data.school} | (BETWEEN if display is TranslationDisplay else {})
-    with pytest.raises(ValueError, match="y is missing; pass one number a row"):
+    with pytest.raises(ValueError, match="y is missing; pass one number per row"):
         display.from_estimator(data.regressor, data.X, **options)
     with pytest.raises(ValueError, match=r"y has 5 rows but X has"):
         display.from_estimator(data.regressor, data.X, data.y[:5], **options)
@@ -208,12 +211,158 @@ def test_outcomes_and_columns_that_cannot_be_used_are_refused(display, data):
 @pytest.mark.parametrize("display", WITH_LABELS)
 @pytest.mark.parametrize("container", [pl.from_pandas, np.asarray], ids=["polars", "array"])
 def test_other_containers_give_the_same_numbers(display, container, data):
-    model = GroupVAE(max_epochs=2, random_state=0).fit(container(data.table), groups=data.school.to_numpy())
+    model = GroupVAE(decoder="mlp", max_epochs=2, random_state=0).fit(
+        container(data.table), groups=data.school.to_numpy()
+    )
     options = {} if display is LatentMapDisplay else {"column": 0}
     other = SimpleNamespace(table=container(data.table), school=list(data.school))
     expected, found = draw(display, data, data.vae, **options), draw(display, other, model, **options)
     for left, right in zip(numbers(expected), numbers(found), strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-6)
+
+
+# --- formulas that name outcome and groups
+
+
+@pytest.fixture(scope="module", params=["pandas", "polars"])
+def by_formula(request, data):
+    """Table with outcome and labels, and a model fitted by formula to the rows of `data.regressor`."""
+    table = data.X.assign(**{"the score": data.y, "school": data.school})
+    if request.param == "polars":
+        table = pl.DataFrame({name: list(table[name]) for name in table})
+    model = CxVAERegressor(
+        formula="`the score` ~ effort + (1 + effort | school)", max_epochs=2, random_state=0, verbose=False
+    )
+    return SimpleNamespace(table=table, model=model.fit(table))
+
+
+FORMULA_DISPLAYS = [
+    TranslationDisplay,
+    ShrinkageDisplay,
+    PredictiveCheckDisplay,
+    LatentMapDisplay,
+    PITDisplay,
+    CoverageDisplay,
+    GroupEffectsDisplay,
+]
+
+
+@pytest.mark.parametrize("display", FORMULA_DISPLAYS)
+@pytest.mark.parametrize("beside", [False, True], ids=["in the table", "passed too"])
+def test_formula_gives_the_same_numbers_as_separate_arguments(display, beside, data, by_formula):
+    options = {"y": data.y, "groups": data.school} if beside else {}
+    if display is TranslationDisplay:
+        options |= BETWEEN
+    if display is PredictiveCheckDisplay:
+        options |= {"n_samples": 10}
+    expected = draw(display, data, data.regressor)
+    if display is GroupEffectsDisplay:
+        found = display.from_estimator(by_formula.model)
+    else:
+        found = display.from_estimator(by_formula.model, by_formula.table, **options)
+    assert numbers(found)
+    for left, right in zip(numbers(expected), numbers(found), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-6, atol=1e-9)
+    if display is TranslationDisplay:
+        assert found.name == ("score" if beside else "the score")
+
+
+def test_shrinkage_with_a_formula_is_prediction_minus_that_of_a_new_group(by_formula):
+    display = ShrinkageDisplay.from_estimator(by_formula.model, by_formula.table)
+    table = by_formula.table
+    if isinstance(table, pl.DataFrame):
+        table = pd.DataFrame({name: table[name].to_numpy() for name in table.columns})
+    new = by_formula.model.predict(table.assign(school="not in the fit"))
+    difference = pd.Series(by_formula.model.predict(table) - new, index=table.index)
+    expected = difference.groupby(table["school"], sort=False).mean()
+    assert (expected.abs() > 0.01).all()
+    np.testing.assert_allclose(display.inferred, expected)
+    raw = (table["the score"] - new).groupby(table["school"], sort=False).mean()
+    np.testing.assert_allclose(display.raw, raw)
+    assert display.labels == list(expected.index)
+
+
+def test_a_new_group_of_a_formula_has_a_label_that_no_group_of_the_fit_has(data):
+    table = data.X.assign(score=data.y, school=data.school.replace("school 3", "a new group"))
+    model = CxVAERegressor(formula="score ~ effort + (1 | school)", decoder="linear", random_state=0).fit(
+        table
+    )
+    display = ShrinkageDisplay.from_estimator(model, table)
+    assert (np.abs(display.inferred) > 1e-6).all()
+
+
+def test_formula_without_groups_takes_them_from_the_argument_or_column(data):
+    table = data.X.assign(score=data.y, school=data.school)
+    options = {"decoder": "linear", "random_state": 0, "formula": "score ~ effort"}
+    beside = CxVAERegressor(**options).fit(table, groups=data.school)
+    expected = ShrinkageDisplay.from_estimator(beside, table, groups=data.school)
+    within = CxVAERegressor(group_column="school", **options).fit(table)
+    found = ShrinkageDisplay.from_estimator(within, table)
+    np.testing.assert_allclose(found.inferred, expected.inferred)
+    assert (np.abs(found.inferred) > 1e-6).all()
+
+
+def test_a_table_without_the_columns_of_the_formula_is_refused(data, by_formula):
+    with pytest.raises(ValueError, match=r"formula 'the score' is not a column of X; choose one of"):
+        ShrinkageDisplay.from_estimator(by_formula.model, data.X, groups=data.school)
+
+
+# --- several outcomes
+
+
+class TwoOutcomes(RegressorMixin, BaseEstimator):
+    """Predicts the mean of each group, and its negative, for two outcomes of one model."""
+
+    formula = group_column = None
+    family = "gaussian"
+
+    def fit(self):
+        labels = pd.Index(["a", "b"])
+        both = pd.MultiIndex.from_product([["math", "art"], labels])
+        self.group_codes_ = pd.DataFrame({"u0": [1.0, 2.0]}, index=labels)
+        self.group_codes_std_ = self.group_codes_
+        effects = {"Intercept": [1.0, 2.0, -1.0, -2.0], "Intercept sd": 0.5}
+        self.group_effects_ = pd.DataFrame(effects, index=both)
+        return self
+
+    def predict(self, X, groups=None):
+        level = np.zeros(len(X)) if groups is None else np.where(np.asarray(groups) == "a", 1.0, 2.0)
+        return np.column_stack([level, -level])
+
+    def pit(self, X, y, groups=None, context=None, random_state=None):
+        return np.tile([0.25, 0.75], (len(X), 1))
+
+    def sample_y(self, X, n_samples, groups=None, random_state=None):
+        return np.repeat(self.predict(X, groups)[:, None], n_samples, axis=1)
+
+    def translate(self, X, y, *, source_group, target_group):
+        assert list(y.columns) == ["math", "art"]
+        return y.to_numpy() + np.array([10.0, 20.0])
+
+
+def test_displays_draw_one_of_several_outcomes():
+    X, groups = np.zeros((3, 1)), ["a", "a", "b"]
+    Y = pd.DataFrame({"math": [1.0, 2.0, 3.0], "art": [4.0, 5.0, 6.0]})
+    model, options = TwoOutcomes().fit(), {"groups": groups, "column": "art"}
+    shrinkage = ShrinkageDisplay.from_estimator(model, X, Y, **options)
+    np.testing.assert_allclose(shrinkage.raw, [4.5, 6.0])
+    np.testing.assert_allclose(shrinkage.inferred, [-1.0, -2.0])
+    check = PredictiveCheckDisplay.from_estimator(model, X, Y, n_samples=4, **options)
+    np.testing.assert_allclose(check.drawn, [[-1.0] * 4, [-2.0] * 4])
+    np.testing.assert_allclose(check.observed, [4.5, 6.0])
+    moved = TranslationDisplay.from_estimator(model, X, Y, source_group="a", target_group="b", **options)
+    np.testing.assert_allclose(moved.translated, [24.0, 25.0])
+    assert moved.name == "art"
+    np.testing.assert_allclose(PITDisplay.from_estimator(model, X, Y, **options).pit, 0.75)
+    effects = GroupEffectsDisplay.from_estimator(model, column="art")
+    np.testing.assert_allclose(effects.mean, [-1.0, -2.0])
+    assert effects.labels == ["a", "b"]
+    with pytest.raises(ValueError, match=r"column is missing; choose one of \['math', 'art'\]"):
+        GroupEffectsDisplay.from_estimator(model)
+    with pytest.raises(ValueError, match="column 'sport' is not a column"):
+        PITDisplay.from_estimator(model, X, Y, groups=groups, column="sport")
+    with pytest.raises(ValueError, match=r"column is missing; choose one of \['math', 'art'\]"):
+        ShrinkageDisplay.from_estimator(model, X, Y, groups=groups)
 
 
 # --- what only one of the displays does with an estimator
@@ -281,11 +430,21 @@ def test_map_of_a_group_takes_its_most_frequent_category(data):
     assert list(display.color) == list(expected)
 
 
+@pytest.mark.parametrize("kind", ["u", "v"])
+def test_map_of_a_regressor_reads_stacked_codes(kind, data):
+    stacked = CxVAERegressor(max_epochs=2, random_state=0, verbose=False, stack_codes=True)
+    stacked.fit(data.X, data.y, groups=data.school)
+    expected = draw(LatentMapDisplay, data, data.regressor, kind=kind)
+    found = draw(LatentMapDisplay, data, stacked, kind=kind)
+    np.testing.assert_array_equal(found.codes, expected.codes)
+    assert found.names == expected.names
+
+
 def test_map_reads_stacked_codes_and_frames(data):
     expected = draw(LatentMapDisplay, data, data.vae, kind="v").codes
     for model in (
-        GroupVAE(max_epochs=2, random_state=0, stack_codes=True),
-        GroupVAE(max_epochs=2, random_state=0).set_output(transform="pandas"),
+        GroupVAE(decoder="mlp", max_epochs=2, random_state=0, stack_codes=True),
+        GroupVAE(decoder="mlp", max_epochs=2, random_state=0).set_output(transform="pandas"),
     ):
         model.fit(data.table, groups=data.school)
         np.testing.assert_array_equal(draw(LatentMapDisplay, data, model, kind="v").codes, expected)
@@ -314,7 +473,9 @@ def test_history_of_a_closed_form_fit_is_refused(data):
 
 
 def test_history_draws_held_out_groups_dashed(data):
-    model = GroupVAE(max_epochs=3, early_stopping=True, random_state=0).fit(data.table, groups=data.school)
+    model = GroupVAE(decoder="mlp", max_epochs=3, early_stopping=True, random_state=0).fit(
+        data.table, groups=data.school
+    )
     ax = HistoryDisplay.from_estimator(model, columns=["loss", "-reconstruction"]).ax_
     expected = [
         ("-", model.history_["loss"]),

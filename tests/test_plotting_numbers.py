@@ -1,4 +1,4 @@
-"""What displays draw, from hand-made numbers: artists, tick labels, legends, one-line refusals."""
+"""What displays draw, from hand-made numbers: artists, tick labels, legends, one-line messages."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_effects_that_differ_from_zero_are_filled():
     np.testing.assert_allclose(filled.get_offsets(), [[-2.0, 0], [3.0, 3]])
     np.testing.assert_allclose(hollow.get_offsets(), [[0.1, 1], [0.5, 2]])
     assert filled.get_facecolor().sum() < hollow.get_facecolor().sum()
-    assert legend_of(ax) == ["95 % interval excludes 0 (2)", "95 % interval holds 0 (2)"]
+    assert legend_of(ax) == ["95% interval excludes 0 (2)", "95% interval includes 0 (2)"]
 
 
 def test_effects_of_many_groups_name_as_many_as_fit():
@@ -124,7 +124,7 @@ def test_effects_refuse_in_one_line(arguments, options, message):
 CODES = np.array([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0], [6.0, 8.0]])
 
 
-def test_map_of_numbers_has_points_and_a_colour_bar():
+def test_map_of_numbers_has_points_and_a_color_bar():
     color = pd.Series([1.0, 2.0, 3.0, 9.0], name="score")
     display = LatentMapDisplay.from_predictions(CODES, color=color)
     points = display.ax_.collections[0]
@@ -153,7 +153,7 @@ def test_map_puts_rare_categories_together():
     assert sum(len(points.get_offsets()) for points in ax.collections) == 36
 
 
-def test_map_without_colour_and_with_names_of_a_frame():
+def test_map_without_color_and_with_names_of_a_frame():
     ax = LatentMapDisplay.from_predictions(pd.DataFrame(CODES, columns=["u0", "u1"])).ax_
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("u0", "u1")
     assert ax.get_legend() is None
@@ -244,7 +244,7 @@ def test_pit_histogram_is_a_density_with_its_band():
     np.testing.assert_allclose(display.ax_.patches[-1].get_data().values, display.heights)
     band = display.ax_.patches[0]
     assert (band.get_y(), band.get_y() + band.get_height()) == pytest.approx(display.band)
-    assert legend_of(display.ax_) == ["90 % of the bars of a calibrated model", "calibrated", "8 rows"]
+    assert legend_of(display.ax_) == ["90% of the bars of a calibrated model", "calibrated", "8 rows"]
 
 
 def test_pit_band_holds_the_bars_of_uniform_values_as_often_as_it_says():
@@ -254,7 +254,7 @@ def test_pit_band_holds_the_bars_of_uniform_values_as_often_as_it_says():
         display = PITDisplay(pit=rng.random(400), n_bins=20, level=0.9)
         low, high = display.band
         inside.append((display.heights >= low) & (display.heights <= high))
-    assert 0.88 < np.mean(inside) < 0.97  # 0.9 and what is discrete of it
+    assert 0.88 < np.mean(inside) < 0.97  # 0.9, and more because counts are discrete
 
 
 def test_coverage_counts_rows_inside_central_intervals():
@@ -309,6 +309,7 @@ def test_check_compares_by_group():
     np.testing.assert_allclose(display.median, [20.0, 1.0])
     np.testing.assert_allclose(display.upper, [22.0, 1.5])
     assert list(display.outside) == [False, True]
+    np.testing.assert_allclose(display.p_values, [0.5, 0.5 / 3])
     # Drawn from the lowest median up.
     ends, _ = intervals_of(display.ax_)
     np.testing.assert_allclose(ends, [[0.5, 1.5], [19.5, 22.0]])
@@ -316,7 +317,7 @@ def test_check_compares_by_group():
     np.testing.assert_allclose(inside.get_offsets(), [[20.0, 1]])
     np.testing.assert_allclose(outside.get_offsets(), [[2.0, 0]])
     assert names_of(display.ax_) == ["b", "a"]
-    says = ["50 % of draws", "observed inside (1 of 2)", "observed outside (1 of 2)"]
+    says = ["50% of draws", "observed inside (1 of 2)", "observed outside (1 of 2)"]
     assert legend_of(display.ax_) == says
 
 
@@ -381,7 +382,7 @@ def test_check_of_a_groupvae_draws_as_many_rows_as_there_are():
     ([[1.0, 2.0], np.ones((3, 4))], {"groups": [0, 0]}, "samples has 3 rows but y has 2"),
     ([[1.0, 2.0], np.ones((2, 4))], {"groups": [0]}, "groups has 1 labels"),
     ([[1.0], np.ones((1, 4))], {"groups": [0], "statistic": "mode"}, "statistic must be one of"),
-    ([[1.0], np.ones((1, 4))], {"groups": [0], "statistic": "std"}, "statistic is defined in no group"),
+    ([[1.0], np.ones((1, 4))], {"groups": [0], "statistic": "std"}, "statistic is not defined in any group"),
     ([[1.0], np.ones((1, 4))], {"groups": [0], "level": 0}, "level must be a number between 0 and 1"),
 )
 def test_check_refuses_in_one_line(arguments, options, message):

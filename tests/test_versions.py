@@ -1,11 +1,15 @@
-"""What a report of a fault shall contain, and the version as the project's files state it."""
+"""What a bug report contains, and the version as the files of the project state it."""
 
 from __future__ import annotations
 
+import os
 import platform
 import re
+import sys
 import tomllib
 from pathlib import Path
+
+import torch
 
 import skgroupvae
 from skgroupvae import versions
@@ -21,6 +25,35 @@ def test_versions_of_everything_are_printed(capsys):
     assert f"skgroupvae: {skgroupvae.__version__}" in shown
     for name in (*versions._REQUIRED, *versions._OPTIONAL):
         assert re.search(rf"^    {name}: (\d|not installed)", shown, flags=re.MULTILINE), name
+
+
+def test_cuda_and_threads_are_printed(monkeypatch, capsys):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    before = torch.get_num_threads()
+    versions.show_versions()
+    assert torch.get_num_threads() == before
+    shown = capsys.readouterr().out
+    assert f"CUDA available: {torch.cuda.is_available()}" in shown
+    assert f"CUDA version of torch: {torch.version.cuda}" in shown
+    assert f"torch threads: {before}\n" in shown
+    assert f"CPU cores: {os.cpu_count()}\n" in shown
+    assert "OMP_NUM_THREADS: 3\n" in shown
+
+
+def test_omp_num_threads_is_printed_only_if_set(monkeypatch, capsys):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    versions.show_versions()
+    assert "OMP_NUM_THREADS" not in capsys.readouterr().out
+
+
+def test_a_broken_torch_is_reported(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    versions.show_versions()
+    assert "torch: cannot be imported (" in capsys.readouterr().out
+
+
+def test_packages_that_estimators_and_tests_use_are_listed():
+    assert {"formulaic", "scipy", "statsmodels"} <= {*versions._REQUIRED, *versions._OPTIONAL}
 
 
 def test_a_missing_package_is_said_to_be_missing(monkeypatch, capsys):

@@ -50,9 +50,9 @@ translated = model.translate(X, reading, source_group=site, target_group=0)
 
 by_site = pd.Series(reading).groupby(site)
 z = (reading - by_site.transform("mean")) / by_site.transform("std")
-standardised = reading[site == 0].mean() + z.to_numpy() * reading[site == 0].std()
+standardized = reading[site == 0].mean() + z.to_numpy() * reading[site == 0].std()
 
-results = {"raw": reading, "standardised": standardised, "translated": translated}
+results = {"raw": reading, "standardized": standardized, "translated": translated}
 away = site != 0
 rows = {}
 for name, values in results.items():

@@ -85,7 +85,7 @@ for k, row in enumerate(shown):
     panels[1].plot(hours, X.iloc[row], "o", color=color, markersize=4)
     panels[1].plot(hours, fitted[k], color=color)
 panels[1].set(
-    xlabel="hours after the dose", ylabel="concentration", title="four doses of one subject (a colour a dose)"
+    xlabel="hours after the dose", ylabel="concentration", title="four doses of one subject (a color a dose)"
 )
 for panel in panels:
     panel.spines[["top", "right"]].set_visible(False)

@@ -36,7 +36,7 @@ limit = np.mean((exact.v - test.v) ** 2)
 # ---------------------
 # ``v`` is a student's standing in the school. Errors are means over students of the squared difference from
 # the truth, with standard errors by school.
-errors = {"exact posterior": (exact.v - test.v) ** 2, "score, standardised": None}
+errors = {"exact posterior": (exact.v - test.v) ** 2, "score, standardized": None}
 for name, choices in PUBLISHED_MODELS.items():
     model = GroupVAE(decoder=formula, max_epochs=30, random_state=0, **choices)
     model.fit(train.X, groups=train.groups)
@@ -44,7 +44,7 @@ for name, choices in PUBLISHED_MODELS.items():
     errors[name] = (v[:, 0] - test.v) ** 2
 by_school = pd.Series(test.X[:, 0]).groupby(test.groups)
 z = (test.X[:, 0] - by_school.transform("mean")) / by_school.transform("std")
-errors["score, standardised"] = (z.to_numpy() - test.v) ** 2
+errors["score, standardized"] = (z.to_numpy() - test.v) ** 2
 
 by_school = {name: pd.Series(e).groupby(test.groups).mean() for name, e in errors.items()}
 table = pd.DataFrame(
@@ -58,7 +58,7 @@ print(table.round({"error of v": 3, "standard error": 3, "excess, %": 1}).to_str
 
 # %%
 # Only CxVAE reads a student's standing in the light of the school; the others see the score alone. Even
-# standardising within schools, which needs no model, beats them on this problem.
+# standardizing within schools, which needs no model, beats them on this problem.
 figure, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
 shown = table.sort_values("error of v", ascending=False)
 colors = ["#0072B2" if name == "CxVAE" else "0.65" for name in shown.index]

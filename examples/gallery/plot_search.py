@@ -71,7 +71,7 @@ for panel, (name, folds) in zip(panels, results.items(), strict=True):
     panel.plot(difference.mean(axis=1), range(len(difference)), "D", color="#0072B2", label="mean of folds")
     panel.axvline(0, color="black", linewidth=0.8)
     panel.locator_params(axis="x", nbins=5)
-    panel.set(title=f"{name} (best: {best})", xlabel="nats a student, less the best (grey: a fold)")
+    panel.set(title=f"{name} (best: {best})", xlabel="nats a student, less the best (gray: a fold)")
     panel.spines[["top", "right"]].set_visible(False)
 panels[0].set_yticks(range(len(summary)), summary.index)
 panels[0].set_ylabel("decoder, group codes")

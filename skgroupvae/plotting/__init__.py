@@ -1,8 +1,8 @@
-"""Pictures of grouped data, translations, fits and predictions, as scikit-learn's displays.
+"""Plots of grouped data, translations, fits and predictions, in the style of scikit-learn's displays.
 
-Each display has class methods that compute and draw (`from_estimator`, mostly also `from_predictions`), keeps
-its numbers as plain attributes, and can `plot` them again; `ax_` and `figure_` are where it drew. Needs
-matplotlib (extra ``plot``).
+Each display has class methods that compute and draw (`from_estimator`, and in most cases `from_predictions`),
+keeps its numbers as plain attributes, and can `plot` them again; `ax_` and `figure_` hold what it last drew
+on. The statistics themselves are in :mod:`skgroupvae.diagnostics`. Needs matplotlib (extra ``plot``).
 """
 
 from skgroupvae.plotting.calibration import PITDisplay

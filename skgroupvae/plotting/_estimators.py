@@ -1,8 +1,9 @@
-"""Reading estimators by their public attributes and methods."""
+"""How displays read estimators: by their public attributes and methods."""
 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Hashable
 from typing import Any
 
@@ -13,17 +14,75 @@ from sklearn.utils import check_random_state
 
 from skgroupvae.plotting._inputs import column_names, column_position, table_column
 
-__all__ = ["codes_of", "column_draws", "expected_column", "split_labels"]
+__all__ = [
+    "codes_of",
+    "column_draws",
+    "expected_column",
+    "one_outcome",
+    "outcome_position",
+    "predict_new_group",
+    "read_table",
+]
 
-# Instance codes that the mean of a group is taken over.
+# Number of instance codes that the mean of a group is averaged over.
 _N_CODES = 64
+# A column's name in a formula, in backticks or without.
+_NAME = r"(`[^`]+`|[^\s()`|~+*:]+)"
+_OUTCOME, _GROUP = re.compile(rf"\s*{_NAME}\s*~"), re.compile(rf"\|\s*{_NAME}\s*\)")
 
 
-def split_labels(estimator: Any, X: Any, groups: Any) -> tuple[Any, Any, Any]:
-    """Estimator, table and labels apart, also where the estimator reads labels from a `group_column`.
+def read_table(estimator: Any, X: Any, y: Any, groups: Any) -> tuple[Any, Any, Any, Any]:
+    """Estimator, table, outcome and labels apart, wherever the estimator reads them from.
 
-    The estimator that comes back has no such column; the one that was passed stays as it is.
+    With a `group_column` the table that comes back lacks it, and so does the estimator that comes back; the
+    one that was passed stays as it is. With a formula the table keeps all its columns, as the estimator reads
+    outcome and labels there.
     """
+    estimator, X, groups = _split_labels(estimator, X, groups)
+    outcome, group = _names_in_formula(estimator)
+    if y is None and outcome is not None:
+        y = table_column(X, column_position(X, outcome, "formula"))
+    if groups is None and group is not None:
+        groups = table_column(X, column_position(X, group, "formula"))
+    return estimator, X, y, groups
+
+
+def predict_new_group(estimator: Any, X: Any) -> NDArray[np.float64]:
+    """Prediction of each row as if it were of a group of which nothing is known."""
+    _, group = _names_in_formula(estimator)
+    if group is None:
+        return estimator.predict(X)
+    # With a formula the labels are in the table, so leaving `groups` out does not hide them.
+    unseen, known = "a new group", set(estimator.group_codes_.index)
+    while unseen in known:
+        unseen += "'"
+    labels = [unseen] * len(X)
+    if hasattr(X, "assign"):
+        return estimator.predict(X.assign(**{group: labels}))
+    return estimator.predict(X.with_columns(type(X[group])(group, labels)))  # polars
+
+
+def outcome_position(estimator: Any, y: Any, column: Any) -> int | None:
+    """Position of the outcome to draw among the columns of y; None where y is one outcome."""
+    if y is None or np.ndim(y) != 2 or np.shape(y)[1] == 1 or getattr(estimator, "family", "") == "binomial":
+        return None
+    return column_position(y, column)
+
+
+def one_outcome(values: Any, position: int | None) -> Any:
+    """What is drawn of results that have the outcomes as last axis, where there are several."""
+    return values if position is None else np.asarray(values)[..., position]
+
+
+def _names_in_formula(estimator: Any) -> tuple[str | None, str | None]:
+    """Columns of the outcome and of the labels that the formula names, if it does (of the first bar)."""
+    text = getattr(estimator, "formula", None) or ""
+    outcome, group = _OUTCOME.match(text), _GROUP.search(text)
+    return outcome and outcome[1].strip("`"), group and group[1].strip("`")
+
+
+def _split_labels(estimator: Any, X: Any, groups: Any) -> tuple[Any, Any, Any]:
+    """Estimator, table and labels apart, also where the estimator reads labels from a `group_column`."""
     wanted = getattr(estimator, "group_column", None)
     if wanted is None:
         return estimator, X, groups
@@ -39,21 +98,21 @@ def split_labels(estimator: Any, X: Any, groups: Any) -> tuple[Any, Any, Any]:
 
 
 def codes_of(estimator: Any, X: Any, y: Any, groups: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Codes u (n_rows, U) and v (n_rows, V) of rows."""
+    """Group codes u (n_rows, U) and instance codes v (n_rows, V) of rows."""
     found = estimator.transform(X, groups=groups) if y is None else estimator.transform(X, y, groups=groups)
     if not isinstance(found, tuple):
-        found = np.split(np.asarray(found), [estimator.n_group_codes], axis=1)
+        found = np.split(np.asarray(found), [estimator.group_codes_.shape[1]], axis=1)
     u, v = (np.asarray(codes, dtype=np.float64) for codes in found)
     return u, v
 
 
 def expected_column(
-    estimator: Any, X: Any, groups: Any, codes: NDArray[np.intp], position: int
+    estimator: Any, X: Any, groups: Any, index: NDArray[np.intp], position: int
 ) -> NDArray[np.float64]:
-    """Expected value (n_groups,) of a GroupVAE's column given the code of each group, over the prior of v."""
+    """Expected value (n_groups,) of a column of a GroupVAE given each group code, with v from its prior."""
     u, v = codes_of(estimator, X, None, groups)
-    first = np.unique(codes, return_index=True)[1]
-    # Each draw comes with its mirror image, so that nothing linear is left to chance.
+    first = np.unique(index, return_index=True)[1]
+    # Each draw comes with its mirror image, so that linear effects average out exactly.
     half = np.random.default_rng(0).standard_normal((_N_CODES // 2, v.shape[1]))
     draws = np.concatenate([half, -half])
     rows = estimator.inverse_transform(
@@ -65,18 +124,18 @@ def expected_column(
 def column_draws(
     estimator: Any,
     position: int,
-    codes: NDArray[np.intp],
+    index: NDArray[np.intp],
     labels: list[Hashable],
     n_samples: int,
     random_state: Any,
 ) -> NDArray[np.float64]:
-    """Draws (n_rows, n_samples) of a column of a GroupVAE, u anew for each group and draw."""
-    # The model draws groups of one size: the largest, of which smaller ones keep the first rows.
-    nth = pd.Series(codes).groupby(codes).cumcount().to_numpy()
+    """Draws (n_rows, n_samples) of a column of a GroupVAE, with a new u for each group and draw."""
+    # The model draws groups of equal size: that of the largest; smaller ones keep the first rows.
+    nth = pd.Series(index).groupby(index).cumcount().to_numpy()
     largest = int(nth.max()) + 1
     rng = check_random_state(random_state)
     drawn = []
     for _ in range(n_samples):
         rows, _labels = estimator.sample(group_size=largest, groups=labels, random_state=rng)
-        drawn.append(np.asarray(rows)[:, position].reshape(len(labels), largest)[codes, nth])
+        drawn.append(np.asarray(rows)[:, position].reshape(len(labels), largest)[index, nth])
     return np.stack(drawn, axis=1)

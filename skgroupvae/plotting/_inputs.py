@@ -1,4 +1,4 @@
-"""Reading what users pass to a picture: columns, labels, levels; every message names argument and remedy."""
+"""Checks of what users pass to a plot; every message names the argument and the remedy."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ __all__ = [
 def finite_column(
     values: Any, name: str, n_rows: int | None = None
 ) -> tuple[NDArray[np.float64], str | None]:
-    """Finite values (n_rows,) of one column, as many as X has rows, and its name where it has one."""
+    """Finite values (n_rows,) of one column, with as many rows as X, and its name if it has one."""
     if values is None:
-        raise ValueError(f"{name} is missing; pass one number a row")
+        raise ValueError(f"{name} is missing; pass one number per row")
     array = np.asarray(values, dtype=np.float64)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
@@ -46,25 +46,25 @@ def finite_column(
 
 
 def factorize(groups: Iterable[Hashable] | None, n_rows: int) -> tuple[NDArray[np.intp], list[Hashable]]:
-    """Position of each row's label among the distinct ones, and those in order of first appearance."""
+    """Position of each row's label among the distinct labels, and these in order of first appearance."""
     if groups is None:
-        raise ValueError("groups is missing; pass one label a row")
-    # A Series keeps labels that are tuples as one label each, where an array would make columns of them.
-    codes, labels = pd.factorize(pd.Series(list(groups)).to_numpy())
-    check_length(codes, n_rows, "groups", "X")
-    if (codes < 0).any():
+        raise ValueError("groups is missing; pass one label per row")
+    # A Series keeps each tuple as one label, where an array would turn tuples into columns.
+    index, labels = pd.factorize(pd.Series(list(groups)).to_numpy())
+    check_length(index, n_rows, "groups", "X")
+    if (index < 0).any():
         raise ValueError("groups has missing labels; drop those rows or label them")
-    return codes, list(labels)
+    return index, list(labels)
 
 
 def check_length(values: Any, n_rows: int, name: str, of: str) -> None:
     if len(values) != n_rows:
         what = "labels" if name == "groups" else "rows"
-        raise ValueError(f"{name} has {len(values)} {what} but {of} has {n_rows} rows; pass one a row")
+        raise ValueError(f"{name} has {len(values)} {what} but {of} has {n_rows} rows; pass one per row")
 
 
 def check_level(level: Any, name: str = "level") -> float:
-    """A share of draws strictly between 0 and 1."""
+    """A probability strictly between 0 and 1."""
     if not isinstance(level, Real) or not 0 < float(level) < 1:
         raise ValueError(f"{name} must be a number between 0 and 1, such as 0.9, got {level!r}")
     return float(level)
@@ -78,7 +78,7 @@ def check_count(value: Any, name: str) -> int:
 
 
 def column_names(X: Any) -> list[Any]:
-    """Names of the columns of a frame, positions of those of an array."""
+    """Names of the columns of a data frame, or their positions in an array."""
     if hasattr(X, "columns"):
         return list(X.columns)
     if np.ndim(X) != 2:
@@ -87,7 +87,7 @@ def column_names(X: Any) -> list[Any]:
 
 
 def column_position(X: Any, column: Any, argument: str = "column") -> int:
-    """Position of a column from its name or (if none is called that) position; None is the only one."""
+    """Position of a column given by its name or position; None stands for the only column."""
     names = column_names(X)
     if column is None and len(names) == 1:
         return 0
@@ -100,5 +100,5 @@ def column_position(X: Any, column: Any, argument: str = "column") -> int:
 
 
 def table_column(X: Any, position: int) -> Any:
-    """One column of a frame (as its Series) or array."""
+    """One column of a data frame (as a Series) or of an array."""
     return X[X.columns[position]] if hasattr(X, "columns") else np.asarray(X)[:, position]

@@ -1,7 +1,7 @@
-"""What all pictures share: palette, axes, and the base class of the displays.
+"""What all plots share: palette, axes, and the base class of the displays.
 
-Whatever a colour tells, a line style, a marker or a lightness tells too, so that pictures can be read in
-grey. matplotlib is imported when something is drawn, and none of its global settings is changed.
+Everything shown by color is also shown by line style, marker or lightness, so that plots can be read in gray.
+matplotlib is imported when something is drawn, and none of its global settings is changed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = [
     "BAND",
     "COLORS",
     "DARK",
-    "GREY",
+    "GRAY",
     "LINE_STYLES",
     "Display",
     "curve_styles",
@@ -29,16 +29,16 @@ __all__ = [
     "point_styles",
 ]
 
-# Okabe and Ito's palette, ordered so that neighbours also differ in lightness.
+# Okabe and Ito's palette, ordered so that neighbors also differ in lightness.
 COLORS = ("#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#000000")
 LINE_STYLES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 MARKERS = ("o", "s", "^", "D", "v", "X")
-GREY, DARK = "0.7", "0.35"
+GRAY, DARK = "0.7", "0.35"
 # Width of a new figure whose height is given, in inches.
 _WIDTH = 6.4
 # Area of a point in a legend, in square points.
 _LEGEND_AREA = 22.0
-# Where values of a good model are expected: behind everything else.
+# The region where values of a calibrated model are expected, drawn behind everything else.
 BAND: dict[str, Any] = {"color": "0.87", "linewidth": 0, "zorder": 0}
 
 
@@ -58,7 +58,7 @@ class Display:
 
     @classmethod
     def _check_estimator(cls, estimator: Any, *needed: str) -> None:
-        """Refuse what cannot be drawn before anything slow is computed."""
+        """Raise an error if the estimator cannot be drawn, before anything slow is computed."""
         import_pyplot()
         check_is_fitted(estimator)
         if hasattr(estimator, "outcomes_"):
@@ -70,23 +70,23 @@ class Display:
         if missing:
             raise TypeError(
                 f"estimator {type(estimator).__name__} has no {missing[0]}, which {cls.__name__} needs; "
-                "pass one that has, such as CxVAERegressor"
+                "pass one that has it, such as CxVAERegressor"
             )
 
     def _start(self, ax: Axes | None, height: float | None = None) -> Axes:
-        """The axes to draw on: those given, or those of a new figure (of some height, in inches)."""
+        """The axes to draw on: those given, or those of a new figure (of a height in inches)."""
         self.ax_ = new_axes(ax, height)
         self.figure_ = self.ax_.figure
         return self.ax_
 
 
 def curve_styles() -> Iterator[tuple[str, Any]]:
-    """Colours and line styles of curves, without end."""
+    """Colors and line styles of curves, repeated forever."""
     return cycle(zip(COLORS, LINE_STYLES, strict=True))
 
 
 def point_styles() -> Iterator[tuple[str, str]]:
-    """Colours and markers, without end."""
+    """Colors and markers, repeated forever."""
     return cycle(zip(COLORS, MARKERS, strict=True))
 
 
@@ -98,21 +98,21 @@ def new_axes(ax: Axes | None, height: float | None = None) -> Axes:
         return plt.subplots(layout="constrained", **size)[1]
     if not hasattr(ax, "get_xlabel"):
         raise TypeError(
-            f"ax must be a matplotlib Axes or None, got {type(ax).__name__}; pass the second of what "
-            "plt.subplots() returns"
+            f"ax must be a matplotlib Axes or None, got {type(ax).__name__}; pass the second value "
+            "that plt.subplots() returns"
         )
     return ax
 
 
 def finish(ax: Axes, xlabel: str | None, ylabel: str | None, default_x: str, default_y: str) -> None:
-    """Labels (None takes the default) and open sides."""
+    """Label the axes (None takes the default) and remove the top and right spines."""
     ax.set_xlabel(default_x if xlabel is None else xlabel)
     ax.set_ylabel(default_y if ylabel is None else ylabel)
     ax.spines[["top", "right"]].set_visible(False)
 
 
 def legend_beside(ax: Axes, title: str | None = None, point_area: float | None = None) -> None:
-    """Legend to the right of the axes, where it hides nothing; points in it are large enough to be seen."""
+    """Legend to the right of the axes, where it hides nothing, with points large enough to see."""
     scale = 1.0 if point_area is None else max(1.0, (_LEGEND_AREA / point_area) ** 0.5)
     place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
     legend = ax.legend(title=title, frameon=False, alignment="left", markerscale=scale, **place)

@@ -1,20 +1,22 @@
-"""Whether predictive distributions are calibrated: the histogram of probability integral transforms.
+"""Calibration of predictive distributions: the histogram of probability integral transforms.
 
-It and the coverage of intervals read the probability integral transform (PIT) of held-out outcomes, F(y) by
-row, which is uniform if the predictions are calibrated. Their bands take rows as independent: outcomes of one
+The probability integral transform (PIT) of a held-out outcome is F(y), with F its predictive distribution
+function. It is uniform if the predictions are calibrated. The bands assume independent rows: outcomes of one
 new group share its u, so that with few groups a calibrated model leaves the band more often.
 """
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom
 
-from skgroupvae.plotting._inputs import check_count, check_level, finite_column
+from skgroupvae.diagnostics import binomial_band, pit_histogram
+from skgroupvae.plotting._estimators import one_outcome
+from skgroupvae.plotting._inputs import check_count, check_level, column_position, finite_column
 from skgroupvae.plotting._style import BAND, COLORS, DARK, Display, finish, legend_beside
 
 if TYPE_CHECKING:
@@ -31,25 +33,28 @@ class OfPIT(Display):
         cls,
         estimator: Any,
         X: Any,
-        y: Any,
+        y: Any = None,
         *,
         groups: Any = None,
         context: Any = None,
+        column: Hashable = None,
         random_state: Any = 0,
         **options: Any,
     ) -> Self:
-        """Draw how calibrated an estimator's predictions of these rows are.
+        """Draw how well calibrated an estimator's predictions for these rows are.
 
         Parameters
         ----------
         estimator : fitted CxVAERegressor
             Has the method `pit`.
         X : array-like or DataFrame of shape (n_rows, n_features)
-            Covariates, best of rows that the fit has not seen.
-        y : array-like of shape (n_rows,)
-            Outcomes.
+            Covariates, preferably of rows that the fit has not seen.
+        y : array-like of shape (n_rows,) or (n_rows, n_outcomes), optional
+            Outcomes. None takes the column that the formula names.
         groups, context : optional
             As in `predict`.
+        column : name or position, optional
+            The outcome in y, where there are several.
         random_state : int, RandomState instance or None, default=0
             Breaks the ties of discrete outcomes; see `pit`.
         **options
@@ -68,6 +73,8 @@ class OfPIT(Display):
         """
         cls._check_estimator(estimator, "pit")
         pit = estimator.pit(X, y, groups=groups, context=context, random_state=random_state)
+        if np.ndim(pit) == 2:
+            pit = one_outcome(pit, column_position(pit if y is None else y, column))
         return cls.from_predictions(pit, **options)
 
     @classmethod
@@ -79,8 +86,9 @@ class OfPIT(Display):
 class PITDisplay(OfPIT):
     """Histogram of PIT values, with the band in which each bar of a calibrated model is expected.
 
-    Bars that rise at both ends: predictive distributions are too narrow; in the middle: too wide; on one
-    side: biased. scikit-learn's `CalibrationDisplay` is another picture, for classifiers.
+    Bars that are high at both ends mean that predictive distributions are too narrow, bars that are high in
+    the middle that they are too wide, and bars that are high on one side that they are biased.
+    (`CalibrationDisplay` of scikit-learn is a different plot, for classifiers.)
 
     Make one with :meth:`from_estimator` or :meth:`from_predictions`.
 
@@ -91,7 +99,7 @@ class PITDisplay(OfPIT):
     n_bins : int
         Number of bars.
     level : float
-        Probability of the band, for one bar at a time.
+        Probability of the band, for each bar separately.
 
     Attributes
     ----------
@@ -124,13 +132,12 @@ class PITDisplay(OfPIT):
 
     @property
     def heights(self) -> NDArray[np.float64]:
-        counts = np.histogram(self.pit, bins=self.n_bins, range=(0.0, 1.0))[0]
-        return counts * self.n_bins / len(self.pit)
+        return pit_histogram(self.pit, self.n_bins)
 
     @property
     def band(self) -> tuple[float, float]:
-        low, high = binom.interval(self.level, len(self.pit), 1.0 / self.n_bins)
-        return float(low * self.n_bins / len(self.pit)), float(high * self.n_bins / len(self.pit))
+        lower, upper = binomial_band(len(self.pit), 1.0 / self.n_bins, self.level)
+        return float(lower * self.n_bins), float(upper * self.n_bins)
 
     @classmethod
     def from_predictions(cls, pit: Any, *, n_bins: int = 20, level: float = 0.95, **options: Any) -> Self:
@@ -143,7 +150,7 @@ class PITDisplay(OfPIT):
         n_bins : int, default=20
             Number of bars.
         level : float, default=0.95
-            Probability of the band, for one bar at a time.
+            Probability of the band, for each bar separately.
         **options
             Passed to :meth:`plot`: `ax`, `xlabel`, `ylabel`.
 
@@ -174,7 +181,7 @@ class PITDisplay(OfPIT):
         display : PITDisplay
         """
         ax = self._start(ax)
-        ax.axhspan(*self.band, **BAND, label=f"{100 * self.level:g} % of the bars of\na calibrated model")
+        ax.axhspan(*self.band, **BAND, label=f"{100 * self.level:g}% of the bars of\na calibrated model")
         ax.axhline(1.0, color=DARK, linewidth=1.0, linestyle="--", label="calibrated", zorder=1)
         edges = np.linspace(0.0, 1.0, self.n_bins + 1)
         label = f"{len(self.pit):,} rows"

@@ -11,7 +11,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.base import is_regressor
 
-from skgroupvae.plotting._estimators import column_draws, split_labels
+from skgroupvae.diagnostics import (
+    GROUP_STATISTICS,
+    central_interval,
+    group_statistic,
+    posterior_predictive_p_values,
+)
+from skgroupvae.plotting._estimators import column_draws, one_outcome, outcome_position, read_table
 from skgroupvae.plotting._inputs import (
     check_count,
     check_length,
@@ -30,15 +36,14 @@ if TYPE_CHECKING:
 __all__ = ["PredictiveCheckDisplay"]
 
 Statistic = str | Callable[[pd.Series], float]
-_STATISTICS = ("mean", "median", "std", "var", "min", "max")
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class PredictiveCheckDisplay(Display):
-    """A statistic of each group, observed, against the interval of what the model draws for it.
+    """Observed statistic of each group, against the interval of the model's draws of it.
 
-    A mean that the fit has seen is nearly always inside; look at what it was not fitted to, such as
-    ``statistic="std"`` or "max", or at rows that it has not seen.
+    The mean of rows that the fit has seen is nearly always inside: check what the model was not fitted to,
+    such as ``statistic="std"`` or "max", or rows that the fit has not seen.
 
     Make one with :meth:`from_estimator` or :meth:`from_predictions`.
 
@@ -47,7 +52,7 @@ class PredictiveCheckDisplay(Display):
     observed : ndarray of shape (n_groups,)
         Statistic of the observed rows of each group.
     drawn : ndarray of shape (n_groups, n_samples)
-        The same of each draw.
+        The same statistic of each draw.
     labels : list of length n_groups
         Labels of the groups.
     statistic : str
@@ -63,6 +68,9 @@ class PredictiveCheckDisplay(Display):
         Quantiles of the draws.
     outside : ndarray of bool of shape (n_groups,)
         Whether the observed statistic lies outside its interval.
+    p_values : ndarray of shape (n_groups,)
+        Share of draws above the observed statistic, equal ones counted half; near 0 or 1 the model does not
+        reproduce the statistic.
     ax_ : Axes
         Where `plot` drew last.
     figure_ : Figure
@@ -97,19 +105,23 @@ class PredictiveCheckDisplay(Display):
 
     @property
     def lower(self) -> NDArray[np.float64]:
-        return np.quantile(self.drawn, 0.5 - 0.5 * self.level, axis=1)
+        return central_interval(self.drawn, self.level)[0]
 
     @property
     def median(self) -> NDArray[np.float64]:
-        return np.median(self.drawn, axis=1)
+        return central_interval(self.drawn, self.level)[1]
 
     @property
     def upper(self) -> NDArray[np.float64]:
-        return np.quantile(self.drawn, 0.5 + 0.5 * self.level, axis=1)
+        return central_interval(self.drawn, self.level)[2]
 
     @property
     def outside(self) -> NDArray[np.bool_]:
         return (self.observed < self.lower) | (self.observed > self.upper)
+
+    @property
+    def p_values(self) -> NDArray[np.float64]:
+        return posterior_predictive_p_values(self.observed, self.drawn)
 
     @classmethod
     def from_estimator(
@@ -124,7 +136,7 @@ class PredictiveCheckDisplay(Display):
         random_state: int | np.random.RandomState | None = 0,
         **options: Any,
     ) -> Self:
-        """Draw as many rows of each group as were observed, again and again, and compare.
+        """Draw as many rows of each group as were observed, `n_samples` times, and compare.
 
         Parameters
         ----------
@@ -132,12 +144,12 @@ class PredictiveCheckDisplay(Display):
             A GroupVAE must have seen the groups.
         X : array-like or DataFrame of shape (n_rows, n_features)
             Rows.
-        y : array-like of shape (n_rows,), optional
-            Outcomes, for a regressor; else ignored.
+        y : array-like of shape (n_rows,) or (n_rows, n_outcomes), optional
+            Outcomes, for a regressor; else ignored. None takes the column that the formula names.
         groups : array-like of shape (n_rows,), optional
-            Group label of each row; None takes the estimator's `group_column`.
+            Group label of each row. None takes the estimator's `group_column`, or that of its formula.
         column : name or position, optional
-            The column of X to check, where there are several; a regressor's outcome needs none.
+            The column of X or, for a regressor, the outcome in y, where there are several.
         n_samples : int, default=200
             Draws.
         random_state : int, RandomState instance or None, default=0
@@ -159,14 +171,16 @@ class PredictiveCheckDisplay(Display):
         regression = is_regressor(estimator)
         cls._check_estimator(estimator, "sample_y" if regression else "sample")
         check_count(n_samples, "n_samples")
-        estimator, X, groups = split_labels(estimator, X, groups)
-        codes, labels = factorize(groups, len(X))
+        estimator, X, y, groups = read_table(estimator, X, y, groups)
+        index, labels = factorize(groups, len(X))
         if regression:
-            finite_column(y, "y", len(X))
+            chosen = outcome_position(estimator, y, column)
+            outcome = y if chosen is None else table_column(y, chosen)
+            finite_column(outcome, "y", len(X))
             drawn = estimator.sample_y(X, n_samples, groups=groups, random_state=random_state)
-            return cls.from_predictions(y, drawn, groups=groups, **options)
+            return cls.from_predictions(outcome, one_outcome(drawn, chosen), groups=groups, **options)
         position = column_position(X, column)
-        drawn = column_draws(estimator, position, codes, labels, n_samples, random_state)
+        drawn = column_draws(estimator, position, index, labels, n_samples, random_state)
         return cls.from_predictions(table_column(X, position), drawn, groups=groups, **options)
 
     @classmethod
@@ -180,19 +194,19 @@ class PredictiveCheckDisplay(Display):
         level: float = 0.9,
         **options: Any,
     ) -> Self:
-        """Compare observed rows with draws, of whatever model.
+        """Compare observed rows with draws from any model.
 
         Parameters
         ----------
         y : array-like or Series of shape (n_rows,)
             Observed values.
         samples : array-like of shape (n_rows, n_samples)
-            Draws of each row, rows of a group with the same group effect within a draw.
+            Draws of each row; within a draw, the rows of a group share its group effect.
         groups : array-like of shape (n_rows,)
             Group label of each row.
         statistic : {"mean", "median", "std", "var", "min", "max"} or callable, default="mean"
-            Of the rows of a group; a callable takes a Series and returns a number. Groups in which it is not
-            defined (the "std" of one row) are left out.
+            Statistic of the rows of a group; a callable takes a Series and returns a number. Groups in which
+            it is not defined (such as the "std" of one row) are left out.
         level : float, default=0.9
             Probability of the central intervals.
         **options
@@ -213,13 +227,13 @@ class PredictiveCheckDisplay(Display):
             raise ValueError(f"samples must have shape (n_rows, n_samples), got {draws.shape}")
         check_length(draws, len(values), "samples", "y")
         check_level(level)
-        if not callable(statistic) and statistic not in _STATISTICS:
-            raise ValueError(f"statistic must be one of {_STATISTICS} or a callable, got {statistic!r}")
-        codes, labels = factorize(groups, len(values))
-        by_group = pd.DataFrame(np.column_stack([values, draws])).groupby(codes).agg(statistic).to_numpy()
-        defined = np.isfinite(by_group).all(axis=1)
+        if not callable(statistic) and statistic not in GROUP_STATISTICS:
+            raise ValueError(f"statistic must be one of {GROUP_STATISTICS} or a callable, got {statistic!r}")
+        index, labels = factorize(groups, len(values))
+        by_group = group_statistic(np.column_stack([values, draws]), index, _of_arrays(statistic))
+        defined = np.asarray(np.isfinite(by_group).all(axis=1))
         if not defined.any():
-            raise ValueError("statistic is defined in no group; choose one that needs fewer rows")
+            raise ValueError("statistic is not defined in any group; choose one that needs fewer rows")
         display = cls(
             observed=by_group[defined, 0],
             drawn=by_group[defined, 1:],
@@ -258,7 +272,7 @@ class PredictiveCheckDisplay(Display):
         n_groups = len(self.observed)
         ax = self._start(ax, figure_height(n_groups))
         order = np.argsort(self.median, kind="stable")
-        label = f"{100 * self.level:g} % of draws"
+        label = f"{100 * self.level:g}% of draws"
         draw_intervals(ax, self.lower[order], self.upper[order], DARK, label)
         outside, size = self.outside[order], point_size(n_groups)
         kinds = (
@@ -280,3 +294,8 @@ class PredictiveCheckDisplay(Display):
         finish(ax, xlabel, ylabel, f"{self.statistic} of {self.name} in the group", called)
         legend_beside(ax, point_area=size)
         return self
+
+
+def _of_arrays(statistic: Statistic) -> str | Callable[[NDArray[np.float64]], float]:
+    """The statistic, given arrays instead of Series."""
+    return statistic if isinstance(statistic, str) else lambda values: statistic(pd.Series(values))

@@ -1,4 +1,4 @@
-"""Whether predictive intervals cover as many rows as they say."""
+"""Coverage of predictive intervals."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom
 
+from skgroupvae.diagnostics import binomial_band, interval_coverage
 from skgroupvae.plotting._inputs import check_level, finite_column
 from skgroupvae.plotting._style import BAND, COLORS, DARK, finish, legend_beside
 from skgroupvae.plotting.calibration import OfPIT, check_pit
@@ -23,20 +23,20 @@ __all__ = ["CoverageDisplay"]
 class CoverageDisplay(OfPIT):
     """Share of rows inside central predictive intervals, against their nominal probability.
 
-    Below the diagonal the intervals are too narrow, above it too wide. The band holds what a calibrated model
-    is expected to give, by the binomial distribution at each level.
+    Below the diagonal the intervals are too narrow, above it too wide. The band is where a calibrated model
+    is expected to be, by the binomial distribution at each level.
 
     Make one with :meth:`from_estimator` or :meth:`from_predictions`.
 
     Parameters
     ----------
     pit : ndarray of shape (n_rows,)
-        Probability integral transforms: the central interval of level L covers a row if the distance of its
-        value from 1/2 is L / 2 at most.
+        Probability integral transforms: the central interval of level L covers a row if its value is at
+        most L / 2 away from 1/2.
     nominal : ndarray of shape (n_levels,)
         Levels of the intervals.
     level : float
-        Probability of the band, for one level at a time.
+        Probability of the band, for each level separately.
 
     Attributes
     ----------
@@ -63,16 +63,15 @@ class CoverageDisplay(OfPIT):
 
     @property
     def empirical(self) -> NDArray[np.float64]:
-        covered = np.abs(self.pit - 0.5) <= 0.5 * self.nominal[:, None]
-        return covered.mean(axis=1)
+        return interval_coverage(self.pit, self.nominal)
 
     @property
     def lower(self) -> NDArray[np.float64]:
-        return binom.interval(self.level, len(self.pit), self.nominal)[0] / len(self.pit)
+        return binomial_band(len(self.pit), self.nominal, self.level)[0]
 
     @property
     def upper(self) -> NDArray[np.float64]:
-        return binom.interval(self.level, len(self.pit), self.nominal)[1] / len(self.pit)
+        return binomial_band(len(self.pit), self.nominal, self.level)[1]
 
     @classmethod
     def from_predictions(cls, pit: Any, *, nominal: Any = None, level: float = 0.95, **options: Any) -> Self:
@@ -85,7 +84,7 @@ class CoverageDisplay(OfPIT):
         nominal : array-like of shape (n_levels,), optional
             Levels of the intervals, strictly between 0 and 1; None takes 0.05, 0.1, ..., 0.95.
         level : float, default=0.95
-            Probability of the band, for one level at a time.
+            Probability of the band, for each level separately.
         **options
             Passed to :meth:`plot`: `ax`, `xlabel`, `ylabel`.
 
@@ -121,7 +120,7 @@ class CoverageDisplay(OfPIT):
         display : CoverageDisplay
         """
         ax = self._start(ax)
-        label = f"{100 * self.level:g} % band of\na calibrated model"
+        label = f"{100 * self.level:g}% band of\na calibrated model"
         ax.fill_between(self.nominal, self.lower, self.upper, **BAND, label=label)
         ax.plot([0, 1], [0, 1], color=DARK, linewidth=1.0, linestyle="--", label="calibrated", zorder=1)
         label = f"{len(self.pit):,} rows"

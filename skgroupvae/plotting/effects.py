@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from skgroupvae.diagnostics import normal_interval
 from skgroupvae.plotting._inputs import check_length, check_level, finite_column
 from skgroupvae.plotting._intervals import draw_intervals, figure_height, name_groups, point_size
-from skgroupvae.plotting._style import COLORS, GREY, Display, finish, legend_beside
+from skgroupvae.plotting._style import COLORS, GRAY, Display, finish, legend_beside
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,8 +25,9 @@ __all__ = ["GroupEffectsDisplay"]
 class GroupEffectsDisplay(Display):
     """Effects of groups, sorted, each with its interval (a caterpillar plot).
 
-    A filled marker is a group whose interval excludes 0, a hollow one a group that may be like the average.
-    Intervals are for one group at a time: of many groups that do not differ some will exclude 0.
+    A filled marker is a group whose interval excludes 0, a hollow marker a group that may be average. The
+    probability of an interval holds for each group separately: among many groups that do not differ, some
+    intervals exclude 0.
 
     Make one with :meth:`from_estimator` or :meth:`from_predictions`.
 
@@ -72,21 +74,23 @@ class GroupEffectsDisplay(Display):
 
     @property
     def lower(self) -> NDArray[np.float64]:
-        return self.mean - self._z * self.sd
+        return normal_interval(self.mean, self.sd, self.level)[0]
 
     @property
     def upper(self) -> NDArray[np.float64]:
-        return self.mean + self._z * self.sd
-
-    @property
-    def _z(self) -> float:
-        return NormalDist().inv_cdf(0.5 + 0.5 * self.level)
+        return normal_interval(self.mean, self.sd, self.level)[1]
 
     @classmethod
     def from_estimator(
-        cls, estimator: Any, *, effect: str | None = None, level: float = 0.95, **options: Any
+        cls,
+        estimator: Any,
+        *,
+        effect: str | None = None,
+        column: Hashable = None,
+        level: float = 0.95,
+        **options: Any,
     ) -> Self:
-        """Draw what a fitted estimator knows of its groups.
+        """Draw what a fitted estimator knows about its groups.
 
         Parameters
         ----------
@@ -95,6 +99,8 @@ class GroupEffectsDisplay(Display):
         effect : str, optional
             A column of these tables: "Intercept", a random slope, or a code such as "u0". None takes the
             first.
+        column : name, optional
+            The outcome, where the fit had several.
         level : float, default=0.95
             Probability of the intervals.
         **options
@@ -109,10 +115,10 @@ class GroupEffectsDisplay(Display):
         NotFittedError
             If the estimator is not fitted.
         ValueError
-            If there is no such effect, or the level is not between 0 and 1.
+            If there is no such effect or outcome, or the level is not between 0 and 1.
         """
         cls._check_estimator(estimator, "group_codes_", "group_codes_std_")
-        tables = _effects_of(estimator)
+        tables = _effects_of(estimator, column)
         effect = next(iter(tables)) if effect is None else effect
         if effect not in tables:
             raise ValueError(f"effect {effect!r} is not one of the estimator's; choose one of {list(tables)}")
@@ -130,7 +136,7 @@ class GroupEffectsDisplay(Display):
         level: float = 0.95,
         **options: Any,
     ) -> Self:
-        """Draw means and standard deviations, of whatever model.
+        """Draw means and standard deviations from any model.
 
         Parameters
         ----------
@@ -194,10 +200,10 @@ class GroupEffectsDisplay(Display):
         ax = self._start(ax, figure_height(len(self.mean)))
         order = np.argsort(self.mean, kind="stable")
         mean, lower, upper = self.mean[order], self.lower[order], self.upper[order]
-        ax.axvline(0.0, color=GREY, linewidth=1.0, zorder=0)
+        ax.axvline(0.0, color=GRAY, linewidth=1.0, zorder=0)
         differs, size = (lower > 0) | (upper < 0), point_size(len(mean))
-        draw_intervals(ax, lower, upper, np.where(differs, COLORS[0], GREY))
-        for which, face, says in ((differs, "black", "excludes 0"), (~differs, "white", "holds 0")):
+        draw_intervals(ax, lower, upper, np.where(differs, COLORS[0], GRAY))
+        for which, face, says in ((differs, "black", "excludes 0"), (~differs, "white", "includes 0")):
             ax.scatter(
                 mean[which],
                 np.flatnonzero(which),
@@ -205,7 +211,7 @@ class GroupEffectsDisplay(Display):
                 facecolor=face,
                 edgecolor="black",
                 linewidth=0.8,
-                label=f"{100 * self.level:g} % interval\n{says} ({which.sum():,})",
+                label=f"{100 * self.level:g}% interval\n{says} ({which.sum():,})",
                 zorder=3,
             )
         called = name_groups(ax, [self.labels[i] for i in order], max_labels)
@@ -214,10 +220,21 @@ class GroupEffectsDisplay(Display):
         return self
 
 
-def _effects_of(estimator: Any) -> dict[str, tuple[pd.Series, pd.Series]]:
+def _effects_of(estimator: Any, column: Hashable) -> dict[str, tuple[pd.Series, pd.Series]]:
     """Means and standard deviations by the name of the effect."""
     codes, stds = estimator.group_codes_, estimator.group_codes_std_
-    effects = getattr(estimator, "group_effects_", pd.DataFrame())
+    effects = _of_outcome(getattr(estimator, "group_effects_", pd.DataFrame()), column)
     named = {name: f"{name} sd" for name in effects.columns}
     found = {name: (effects[name], effects[sd]) for name, sd in named.items() if sd in effects}
     return found | {name: (codes[name], stds[name]) for name in codes.columns}
+
+
+def _of_outcome(table: pd.DataFrame, column: Hashable) -> pd.DataFrame:
+    """Rows of one outcome of a table whose outer level of index is the outcomes, if it has one."""
+    if table.index.nlevels == 1:
+        return table
+    outcomes = list(table.index.get_level_values(0).unique())
+    if column not in outcomes:
+        problem = "is missing" if column is None else f"{column!r} is not an outcome of the fit"
+        raise ValueError(f"column {problem}; choose one of {outcomes[:8]}")
+    return table.loc[[column]].droplevel(0)

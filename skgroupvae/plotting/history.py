@@ -1,4 +1,4 @@
-"""A fit by epoch: the loss and its parts, or several models and runs (Figure 5 of the CxVAE paper)."""
+"""Training history: the loss and its parts, or several models and runs (Figure 5 of the CxVAE paper)."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ if TYPE_CHECKING:
 
 __all__ = ["HistoryDisplay", "plot_history"]
 
-# These add up to the loss; the last one with the regulariser's weight.
+# The parts add up to the loss, the last one multiplied by the weight of the regularizer.
 _PARTS = ("loss", "-reconstruction", "kl_u", "kl_v", "mutual_information")
 _HELD_OUT = "validation_"
-# Markers a curve, which tell it from others in grey.
+# Number of markers on a curve; they tell curves apart in gray.
 _N_MARKERS = 8
 _DASHED: dict[str, Any] = {"linestyle": "--", "markerfacecolor": "white"}
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class HistoryDisplay(Display):
-    """Figures of a fit by epoch: the training rows' solid, those of held-out groups dashed.
+    """Training history by epoch: solid for the training rows, dashed for held-out groups.
 
-    Make one with :meth:`from_estimator` (one fit, the loss and its parts) or :meth:`from_histories` (one
-    figure of several models, with a band where there are several runs; Figure 5 of the CxVAE paper).
+    Make one with :meth:`from_estimator` (the loss and its parts of one fit) or :meth:`from_histories` (one
+    column of several models, with a band where there are several runs; Figure 5 of the CxVAE paper).
 
     Parameters
     ----------
     curves : dict of str to DataFrame of shape (n_epochs, n_runs)
-        By label, a column a run, indexed by epoch, in nats per row.
+        By label: one column per run, indexed by epoch, in nats per row.
     held_out : dict of str to DataFrame of shape (n_epochs, n_runs)
-        The same of held-out groups, for some of the labels or none.
+        The same for held-out groups, for some or none of the labels.
     name : str
         What is drawn: the default label of the vertical axis.
 
@@ -52,7 +52,8 @@ class HistoryDisplay(Display):
     >>> from skgroupvae.datasets import make_exam_scores
     >>> from skgroupvae.plotting import HistoryDisplay
     >>> data = make_exam_scores(20, random_state=0)
-    >>> model = GroupVAE(early_stopping=True, max_epochs=3, random_state=0).fit(data.X, groups=data.groups)
+    >>> model = GroupVAE(decoder="mlp", early_stopping=True, max_epochs=3, random_state=0)
+    >>> model = model.fit(data.X, groups=data.groups)
     >>> display = HistoryDisplay.from_estimator(model)
     >>> list(display.curves)
     ['loss', '-reconstruction', 'kl_u', 'kl_v', 'mutual_information']
@@ -71,8 +72,8 @@ class HistoryDisplay(Display):
         estimator : fitted GroupVAE or CxVAERegressor
             Has `history_`.
         columns : sequence of str, optional
-            Columns of `history_`; a minus in front draws the negative. None takes the loss and the parts
-            that add up to it, without those that are 0 throughout.
+            Columns of `history_`; a leading minus draws the negative. None takes the loss and the parts
+            that add up to it, except those that are 0 throughout.
         **options
             Passed to :meth:`plot`: `ax`, `xlabel`, `ylabel`.
 
@@ -91,7 +92,7 @@ class HistoryDisplay(Display):
         history = estimator.history_
         if len(history) == 0:
             raise ValueError(
-                "estimator.history_ has no epochs (a fit in closed form); there is nothing to draw"
+                "estimator.history_ has no epochs (the fit kept the linear model); there is nothing to draw"
             )
         if columns is None:
             columns = [part for part in _PARTS if _is_there(history, part.removeprefix("-"))]
@@ -114,15 +115,15 @@ class HistoryDisplay(Display):
         column: str = "loss",
         **options: Any,
     ) -> Self:
-        """Draw one figure of one fit or several models.
+        """Draw one column of the histories of one or several models.
 
         Parameters
         ----------
         histories : DataFrame, or mapping of label to DataFrame or list of DataFrames
-            `history_` of one fit; or, by model, that of one fit or of several runs. Of several runs the line
-            is the median and the band reaches from the lowest to the highest.
+            `history_` of one fit; or, by model, that of one fit or of several runs. With several runs the
+            line is their median and the band is their range.
         column : str, default="loss"
-            Which column of the histories, in nats per row; a minus in front draws the negative.
+            Which column of the histories, in nats per row; a leading minus draws the negative.
         **options
             Passed to :meth:`plot`: `ax`, `xlabel`, `ylabel`.
 
@@ -163,7 +164,7 @@ class HistoryDisplay(Display):
             zip(self.curves.items(), point_styles(), strict=False)
         ):
             every = max(1, len(table) // _N_MARKERS)
-            # Where curves lie close, markers at different epochs do not hide each other.
+            # Markers at different epochs, so that those of close curves do not hide each other.
             style = {"color": color, "marker": marker, "markersize": 5, "markevery": (nth % every, every)}
             _draw(ax, table, style, _words(label))
             if label in self.held_out:
@@ -189,7 +190,7 @@ def plot_history(
 
 
 def _draw(ax: Axes, table: pd.DataFrame, style: dict[str, Any], label: str) -> None:
-    """Median of the runs, and their range where there are several."""
+    """Median of the runs, and their range if there are several."""
     ax.plot(table.index, table.median(axis=1), label=label or None, **style)
     if table.shape[1] > 1:
         low, high = table.min(axis=1), table.max(axis=1)
@@ -201,7 +202,7 @@ def _is_there(history: pd.DataFrame, column: str) -> bool:
 
 
 def _held_out(column: str) -> str:
-    """Name of the held-out groups' column, with the sign in front."""
+    """Name of the column of the held-out groups, with the leading sign."""
     sign = column[: column.startswith("-")]
     return f"{sign}{_HELD_OUT}{column.removeprefix('-')}"
 
@@ -211,7 +212,7 @@ def _words(column: str) -> str:
 
 
 def _runs(where: str, history: Any, column: str) -> pd.DataFrame:
-    """The column of each run side by side, by epoch; a run that stopped early has no value after its end."""
+    """The column of each run side by side, by epoch; NaN after the end of a run that stopped early."""
     tables = list(history) if isinstance(history, (list, tuple)) else [history]
     if not tables:
         raise ValueError(f"{where} is empty; pass history_ of at least one fit")

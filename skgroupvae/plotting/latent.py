@@ -1,4 +1,4 @@
-"""Maps of group and instance codes, coloured by what is known of rows."""
+"""Maps of group and instance codes, colored by what is known about the rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from skgroupvae.plotting._color import categories, color_by_group, is_number, point_style, read_color
-from skgroupvae.plotting._estimators import codes_of, split_labels
+from skgroupvae.plotting._estimators import codes_of, read_table
 from skgroupvae.plotting._inputs import check_length, factorize
 from skgroupvae.plotting._style import COLORS, Display, finish, legend_beside
 
@@ -25,24 +25,24 @@ _KINDS = {"u": "group code", "v": "instance code"}
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class LatentMapDisplay(Display):
-    """Map of two codes, or view of one, coloured by a number or a category.
+    """Map of two codes, or plot of one code, colored by a number or a category.
 
-    A number colours the map from dark to light. The most frequent categories have a colour and a marker each.
-    One code alone is drawn against the number, as a strip for each category with a line at its median, or as
-    a histogram.
+    A number colors the map from dark to light. The most frequent categories have a color and a marker each.
+    One code alone is drawn against the number, as a strip per category with a line at its median, or as a
+    histogram.
 
-    Codes have a sign and a rotation that no data can tell: only what lies near what means something.
+    The sign and rotation of codes are not identified: only their distances from each other have a meaning.
 
     Make one with :meth:`from_estimator` or :meth:`from_predictions`.
 
     Parameters
     ----------
     codes : ndarray of shape (n_points, 1) or (n_points, 2)
-        What is drawn: a point a group for u, a point a row for v.
+        Codes to draw: one point per group for u, one point per row for v.
     names : sequence of str
         Names of the codes: the default labels of the axes.
     color : Series of length n_points or None
-        Number or category of each point; its name is that of the legend.
+        Number or category of each point; its name is the title of the legend.
 
     Attributes
     ----------
@@ -88,16 +88,16 @@ class LatentMapDisplay(Display):
             Has the method `transform`.
         X : array-like or DataFrame of shape (n_rows, n_features)
             Rows.
-        y : array-like of shape (n_rows,), optional
-            Outcomes, for a regressor; else ignored.
+        y : array-like of shape (n_rows,) or (n_rows, n_outcomes), optional
+            Outcomes, for a regressor; else ignored. None takes the column that the formula names.
         groups : array-like of shape (n_rows,), optional
-            Group label of each row; None takes the estimator's `group_column`.
+            Group label of each row. None takes the estimator's `group_column`, or that of its formula.
         kind : {"u", "v"}, default="u"
-            Group codes, a point a group, or instance codes, a point a row.
+            Group codes, one point per group, or instance codes, one point per row.
         codes : sequence of one or two int, optional
             Which codes; None takes the first two, or the only one.
         color : str or array-like of shape (n_rows,), optional
-            Name of a column of X, or one number or category a row. A group has the mean of its numbers or
+            Name of a column of X, or one number or category per row. A group gets the mean of its numbers or
             its most frequent category.
         **options
             Passed to :meth:`plot`: `ax`, `xlabel`, `ylabel`.
@@ -116,7 +116,7 @@ class LatentMapDisplay(Display):
         cls._check_estimator(estimator, "transform")
         if kind not in _KINDS:
             raise ValueError(f"kind must be 'u' (group codes) or 'v' (instance codes), got {kind!r}")
-        estimator, table, groups = split_labels(estimator, X, groups)
+        estimator, table, y, groups = read_table(estimator, X, y, groups)
         of_rows, _ = factorize(groups, len(table))
         shade = read_color(color, X)
         points = codes_of(estimator, table, y, groups)[0 if kind == "u" else 1]
@@ -138,11 +138,11 @@ class LatentMapDisplay(Display):
         Parameters
         ----------
         codes : array-like or DataFrame of shape (n_points,), (n_points, 1) or (n_points, 2)
-            What `transform` returned, or one or two columns of it.
+            Codes as returned by `transform`, or one or two columns of them.
         names : sequence of str, optional
             Labels of the axes; None takes the columns of a DataFrame, else "code 0" and "code 1".
         color : array-like of shape (n_points,), optional
-            One number or category a point.
+            One number or category per point.
         **options
             Passed to :meth:`plot`: `ax`, `xlabel`, `ylabel`.
 
@@ -205,7 +205,7 @@ class LatentMapDisplay(Display):
             legend_beside(ax, str(self.color.name), point_area=style["s"])
 
     def _draw_one(self, ax: Axes) -> str:
-        """One code; returns what the vertical axis is called."""
+        """Draw one code; returns the label of the vertical axis."""
         x = self.codes[:, 0]
         if self.color is None:
             ax.hist(x, bins="auto", color=COLORS[0], edgecolor="white", linewidth=0.5)

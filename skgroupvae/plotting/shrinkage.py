@@ -1,4 +1,4 @@
-"""How far the raw means of groups are drawn to the overall mean."""
+"""Shrinkage of the raw means of groups toward the overall mean."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import is_regressor
 
-from skgroupvae.plotting._estimators import expected_column, split_labels
+from skgroupvae.diagnostics import group_means
+from skgroupvae.plotting._estimators import (
+    expected_column,
+    one_outcome,
+    outcome_position,
+    predict_new_group,
+    read_table,
+)
 from skgroupvae.plotting._inputs import (
     check_length,
     column_position,
@@ -18,24 +25,24 @@ from skgroupvae.plotting._inputs import (
     finite_column,
     table_column,
 )
-from skgroupvae.plotting._style import COLORS, DARK, GREY, Display, finish
+from skgroupvae.plotting._style import COLORS, DARK, GRAY, Display, finish
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["ShrinkageDisplay"]
 
-# Areas of the markers of a group of no rows and of the largest, in square points.
+# Areas in square points of the markers of a group without rows and of the largest group.
 _SMALLEST, _LARGEST = 8.0, 120.0
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class ShrinkageDisplay(Display):
-    """Raw means of groups against what a model makes of them.
+    """Raw means of groups against the means that a model infers.
 
-    On the diagonal the model believes the raw mean; an arrow leads from there to what it infers. The fewer
-    rows a group has, the more it is drawn to the overall mean (dashed). Arrows that lead away from it show
-    that the model knows more of these groups than their mean, such as a slope.
+    An arrow leads from the raw mean, on the diagonal, to the inferred mean. The fewer rows a group has, the
+    more its mean is shrunk toward the overall mean (dashed). Arrows that lead away from the overall mean show
+    that the model knows more about these groups than their means, such as a slope.
 
     Make one with :meth:`from_estimator` or :meth:`from_predictions`.
 
@@ -44,7 +51,7 @@ class ShrinkageDisplay(Display):
     raw : ndarray of shape (n_groups,)
         Raw means, in the units of the axes.
     inferred : ndarray of shape (n_groups,)
-        What the model infers.
+        Means that the model infers.
     n_rows : ndarray of shape (n_groups,)
         Rows of each group.
     labels : list of length n_groups
@@ -94,23 +101,23 @@ class ShrinkageDisplay(Display):
     ) -> Self:
         """Draw the groups of a table.
 
-        For a regressor both axes are means by group over its prediction for the same rows in a new group:
-        of the outcome (raw) and of the prediction that knows the group (inferred). Covariates are so taken
-        into account, and the overall mean is 0. For a GroupVAE they are the mean of a column and what
-        the group code alone says of it, averaged over instance codes from their prior.
+        For a regressor both axes are group means of differences from its prediction for the same rows in a
+        new group: of the outcome (raw) and of the prediction for the known group (inferred). Covariates are
+        thereby accounted for, and the overall mean is 0. For a GroupVAE they are the mean of a column and its
+        expected value given the group code, averaged over instance codes drawn from their prior.
 
         Parameters
         ----------
         estimator : fitted CxVAERegressor or GroupVAE
             Fitted on these groups.
         X : array-like or DataFrame of shape (n_rows, n_features)
-            Rows, best those of the fit.
-        y : array-like of shape (n_rows,), optional
-            Outcomes, for a regressor; else ignored.
+            Rows, preferably those of the fit.
+        y : array-like of shape (n_rows,) or (n_rows, n_outcomes), optional
+            Outcomes, for a regressor; else ignored. None takes the column that the formula names.
         groups : array-like of shape (n_rows,), optional
-            Group label of each row; None takes the estimator's `group_column`.
+            Group label of each row. None takes the estimator's `group_column`, or that of its formula.
         column : name or position, optional
-            The column of X, where there are several; a regressor's outcome needs none.
+            The column of X or, for a regressor, the outcome in y, where there are several.
         **options
             Passed to :meth:`plot`: `ax`, `xlabel`, `ylabel`.
 
@@ -127,22 +134,23 @@ class ShrinkageDisplay(Display):
         """
         regression = is_regressor(estimator)
         cls._check_estimator(estimator, "predict" if regression else "inverse_transform")
-        estimator, X, groups = split_labels(estimator, X, groups)
-        codes, labels = factorize(groups, len(X))
+        estimator, X, y, groups = read_table(estimator, X, y, groups)
+        index, labels = factorize(groups, len(X))
         if regression:
-            values, name = finite_column(y, "y", len(X))
-            new = estimator.predict(X)
-            raw, inferred = values - new, estimator.predict(X, groups=groups) - new
-            overall, name = 0.0, f"{name or 'outcome'} over prediction for a new group"
+            chosen = outcome_position(estimator, y, column)
+            values, name = finite_column(y if chosen is None else table_column(y, chosen), "y", len(X))
+            new = one_outcome(predict_new_group(estimator, X), chosen)
+            raw, inferred = values - new, one_outcome(estimator.predict(X, groups=groups), chosen) - new
+            overall, name = 0.0, f"{name or 'outcome'} minus prediction for a new group"
         else:
             position = column_position(X, column)
             raw, name = finite_column(table_column(X, position), "X")
-            inferred = expected_column(estimator, X, groups, codes, position)[codes]
+            inferred = expected_column(estimator, X, groups, index, position)[index]
             overall, name = float(raw.mean()), name or "value"
-        n_rows = np.bincount(codes).astype(float)
+        means, n_rows = group_means(raw, index)
         display = cls(
-            raw=np.bincount(codes, raw) / n_rows,
-            inferred=np.bincount(codes, inferred) / n_rows,
+            raw=means,
+            inferred=group_means(inferred, index)[0],
             n_rows=n_rows,
             labels=labels,
             overall=overall,
@@ -162,12 +170,12 @@ class ShrinkageDisplay(Display):
         name: str = "mean",
         **options: Any,
     ) -> Self:
-        """Draw raw and inferred means, of whatever model.
+        """Draw raw and inferred means from any model.
 
         Parameters
         ----------
         raw, inferred : array-like of shape (n_groups,)
-            One number a group.
+            One number per group.
         n_rows : array-like of shape (n_groups,)
             Rows of each group.
         labels : sequence of length n_groups, optional
@@ -195,7 +203,7 @@ class ShrinkageDisplay(Display):
         for values, argument in ((after, "inferred"), (sizes, "n_rows"), (labels, "labels")):
             check_length(values, len(before), argument, "raw")
         if (sizes < 1).any():
-            raise ValueError("n_rows has groups without rows; leave these groups out")
+            raise ValueError("n_rows has groups without rows; leave those groups out")
         mean = float(np.average(before, weights=sizes)) if overall is None else float(overall)
         display = cls(raw=before, inferred=after, n_rows=sizes, labels=labels, overall=mean, name=name)
         return display.plot(**options)
@@ -208,7 +216,7 @@ class ShrinkageDisplay(Display):
         ax : Axes, optional
             Where to draw; None makes a new figure.
         xlabel, ylabel : str, optional
-            Labels of the axes, with the unit; None says what is averaged.
+            Labels of the axes, with the unit; None describes what is averaged.
 
         Returns
         -------
@@ -226,7 +234,7 @@ class ShrinkageDisplay(Display):
             scale_units="xy",
             scale=1.0,
             width=0.003,
-            color=GREY,
+            color=GRAY,
             zorder=1,
         )
         ax.scatter(self.raw, self.inferred, s=self._areas(self.n_rows), **_POINT, zorder=2)

@@ -11,24 +11,24 @@ from numpy.typing import NDArray
 from sklearn.base import is_regressor
 from sklearn.utils import _safe_indexing
 
-from skgroupvae.plotting._estimators import split_labels
+from skgroupvae.diagnostics import density_grid, kernel_density
+from skgroupvae.plotting._estimators import one_outcome, outcome_position, read_table
 from skgroupvae.plotting._inputs import (
     column_position,
     factorize,
     finite_column,
     table_column,
 )
-from skgroupvae.plotting._style import COLORS, DARK, GREY, Display, finish
-from skgroupvae.plotting.densities import density, density_grid
+from skgroupvae.plotting._style import COLORS, DARK, GRAY, Display, finish
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["TranslationDisplay", "plot_translation"]
 
-# Translation lines drawn at most: more make a grey block that shows nothing.
+# Most translation lines drawn: with more they merge into a gray block.
 _MAX_LINES = 200
-# The source's base line stands this far above 0, that of the others as far below.
+# Distance of the base line of the source above 0, and of the others below 0.
 _GAP = 0.6
 
 
@@ -36,9 +36,10 @@ _GAP = 0.6
 class TranslationDisplay(Display):
     """Rows of a source group and their translation into a target group (Figures 3 and 4 of the CxVAE paper).
 
-    The source's density stands above and those of the target and of the translated rows hang below. A grey
-    line joins each source row to its translation. In a good translation the lines do not cross, as the
-    instance code is kept, and the two densities below agree, as the group code is the target's.
+    The density of the source is above, and those of the target and of the translated rows are below, upside
+    down. A gray line joins each source row to its translation. In a good translation the lines do not cross,
+    because instance codes are kept, and the two densities below agree, because the group code is that of the
+    target.
 
     Make one with :meth:`from_estimator` or :meth:`from_predictions`.
 
@@ -53,7 +54,7 @@ class TranslationDisplay(Display):
     labels : tuple of three str
         What the legend calls the source, the target and the translated rows.
     name : str or None
-        What is drawn: the default label of the horizontal axis.
+        Name of the values: the default label of the horizontal axis.
 
     Attributes
     ----------
@@ -100,17 +101,17 @@ class TranslationDisplay(Display):
         Parameters
         ----------
         estimator : fitted GroupVAE or CxVAERegressor
-            It has seen both groups.
+            Fitted on both groups.
         X : array-like or DataFrame of shape (n_rows, n_features)
-            Table with the rows of both groups, and others perhaps.
-        y : array-like of shape (n_rows,), optional
-            Outcomes, for a regressor; else ignored.
+            Table with the rows of both groups, and possibly others.
+        y : array-like of shape (n_rows,) or (n_rows, n_outcomes), optional
+            Outcomes, for a regressor; else ignored. None takes the column that the formula names.
         groups : array-like of shape (n_rows,), optional
-            Group label of each row; None takes the estimator's `group_column`.
+            Group label of each row. None takes the estimator's `group_column`, or that of its formula.
         source_group, target_group : label
-            From where to where.
+            The group of the rows, and the group to translate them into.
         column : name or position, optional
-            The column of X to draw, where there are several; a regressor's outcome needs none.
+            The column of X or, for a regressor, the outcome in y, where there are several.
         **options
             Passed to :meth:`plot`: `ax`, `xlabel`, `ylabel`.
 
@@ -126,14 +127,16 @@ class TranslationDisplay(Display):
             If a group has no rows, the outcomes are missing, or the column is not one of X.
         """
         cls._check_estimator(estimator, "translate")
-        estimator, X, groups = split_labels(estimator, X, groups)
-        codes, distinct = factorize(groups, len(X))
-        here = _rows_of(source_group, codes, distinct, "source_group")
-        there = _rows_of(target_group, codes, distinct, "target_group")
+        estimator, X, y, groups = read_table(estimator, X, y, groups)
+        index, distinct = factorize(groups, len(X))
+        here = _rows_of(source_group, index, distinct, "source_group")
+        there = _rows_of(target_group, index, distinct, "target_group")
         between = {"source_group": source_group, "target_group": target_group}
         if is_regressor(estimator):
-            values, name = finite_column(y, "y", len(X))
-            moved = estimator.translate(_safe_indexing(X, here), values[here], **between)
+            chosen = outcome_position(estimator, y, column)
+            values, name = finite_column(y if chosen is None else table_column(y, chosen), "y", len(X))
+            own = values[here] if chosen is None else _safe_indexing(y, here)
+            moved = one_outcome(estimator.translate(_safe_indexing(X, here), own, **between), chosen)
         else:
             position = column_position(X, column)
             values, name = finite_column(table_column(X, position), "X")
@@ -219,21 +222,21 @@ class TranslationDisplay(Display):
         return self
 
     def _draw_rows(self, ax: Axes) -> None:
-        """A line from each row to its translation, with a tick at both ends."""
+        """Draw a line from each row to its translation, with a tick at both ends."""
         chosen = np.unique(np.linspace(0, len(self.source) - 1, _MAX_LINES).round().astype(int))
         order = np.argsort(self.source, kind="stable")[chosen]
         ends = np.stack([self.source[order], self.translated[order]])
         heights = np.array([[_GAP], [-_GAP]])
-        ax.plot(ends, heights, color=GREY, linewidth=0.6, zorder=1)
+        ax.plot(ends, heights, color=GRAY, linewidth=0.6, zorder=1)
         for end, height in zip(ends, heights, strict=True):
             ax.scatter(end, np.repeat(height, len(end)), s=8, marker="|", color=DARK, linewidth=0.8, zorder=2)
 
     def _draw_densities(self, ax: Axes) -> None:
         samples = (self.source, self.target, self.translated)
         grid = density_grid(*samples)
-        above, below, moved = (density(sample, grid) for sample in samples)
-        # The halves have a height of 1 each, so that a narrow target does not flatten the source; the two
-        # densities below share one scale, as they are there to be compared.
+        above, below, moved = (kernel_density(sample, grid) for sample in samples)
+        # Each half has a height of 1, so that a narrow target does not flatten the source; the two densities
+        # below share one scale, so that they can be compared.
         lowest = max(below.max(), moved.max())
         curves = (
             (above / above.max(), _GAP, "-", COLORS[0], 0.2),
@@ -241,11 +244,11 @@ class TranslationDisplay(Display):
             (-moved / lowest, -_GAP, "-", COLORS[2], 0.2),
         )
         for (height, base, style, color, alpha), label in zip(curves, self.labels, strict=True):
-            # Where a density is next to nothing its line would only thicken the base line.
+            # Where a density is close to 0 its line would only thicken the base line.
             line = np.where(np.abs(height) > 2e-3, base + height, np.nan)
             ax.plot(grid, line, color=color, linestyle=style, linewidth=1.8, label=label, zorder=3)
             ax.fill_between(grid, base, base + height, color=color, alpha=alpha, linewidth=0, zorder=0)
-            ax.axhline(base, color=GREY, linewidth=0.6, zorder=0)
+            ax.axhline(base, color=GRAY, linewidth=0.6, zorder=0)
 
 
 def plot_translation(
@@ -264,11 +267,11 @@ def plot_translation(
 
 
 def _rows_of(
-    label: Hashable, codes: NDArray[np.intp], distinct: list[Hashable], name: str
+    label: Hashable, index: NDArray[np.intp], distinct: list[Hashable], name: str
 ) -> NDArray[np.intp]:
     """Positions of the rows with a label."""
     if label not in distinct:
         raise ValueError(
             f"{name} {label!r} has no rows in groups; pass one of {distinct[:5]} or add its rows"
         )
-    return np.flatnonzero(codes == distinct.index(label))
+    return np.flatnonzero(index == distinct.index(label))

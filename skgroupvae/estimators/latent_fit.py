@@ -1,0 +1,319 @@
+"""How GroupVAE learns: read the table, start at the linear mixed model, train, choose, keep the state."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
+from torch import Tensor
+
+from skgroupvae.batch import Batch
+from skgroupvae.data.checks import caller_level, check_hidden_sizes, check_noise_scale
+from skgroupvae.data.reader import ObservationReader, Table
+from skgroupvae.devices import resolve_device
+from skgroupvae.estimators.choice import choose_model
+from skgroupvae.mixed_model.latent import fit_group_means, start_latent_model
+from skgroupvae.mixed_model.linear import LinearMixedModel, log_likelihood
+from skgroupvae.model import inference
+from skgroupvae.model.decoders import LinearDecoder
+from skgroupvae.model.model import LatentModel
+from skgroupvae.model.spec import LatentSpec
+from skgroupvae.model.summaries import Summaries
+from skgroupvae.state import Choice, FittedState, KnownGroups
+from skgroupvae.training import Progress, TrainingSettings, history_table, resolve_schedule, train
+
+__all__ = ["fit_latent", "learn_more", "with_table"]
+
+# More instance codes than this are an explicit choice.
+_MAX_AUTO_INSTANCE_CODES = 10
+# Learning rates, as shares of the one asked for, of the first training and of the second that a bad end gets.
+_RATES = (1.0, 0.3)
+# Groups of the fit that are asked whether a network ended below its start.
+_CHECKED_GROUPS = 256
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What one fit of a network needs beside its rows."""
+
+    spec: LatentSpec
+    settings: TrainingSettings
+    schedule: tuple[int | str, int | str]
+    n_importance_samples: int
+    seed: int
+
+
+def fit_latent(estimator: Any, X: Any, groups: Any) -> FittedState:
+    """Fitted state of a GroupVAE; the estimator stays as it is."""
+    last = vars(estimator).get("_state") if estimator.warm_start else None
+    if last is None:
+        reader, table = ObservationReader.learn(X, groups, estimator.group_column, type(estimator).__name__)
+    else:
+        reader, table = last.reader.again(X, groups, estimator.group_column)
+    seeds = check_random_state(estimator.random_state)
+    # Held-out groups have a seed of their own: they must not depend on the networks that are built.
+    seed, split_seed = (int(seeds.randint(2**31 - 1)) for _ in range(2))
+    spec = _spec(estimator, reader)
+    mixed_model = fit_group_means(table.batch, spec.n_group_codes)
+    choice, spec = _choose(estimator, spec, table.batch, seed, split_seed)
+    history: list[dict[str, float]] = []
+    if not spec.is_linear:
+        # Where the last fit ended at the linear model there is no network to resume from.
+        resumed = None if last is None or last.spec.is_linear else last.model
+        model, history, shortfall = _trained(
+            estimator, spec, mixed_model, table.batch, (seed, split_seed), resumed
+        )
+        if shortfall > 0.0 and choice.gain is not None:
+            reason = f"the network ended {shortfall:.4f} nats per row of the fit below it"
+            choice, spec, history = Choice("linear", reason, choice.gain), replace(spec, decoder="linear"), []
+        elif shortfall > 0.0:
+            _warn_of_shortfall(shortfall)
+    if spec.is_linear:
+        model = _started(spec, mixed_model, table.batch, seed)[0].to(resolve_device(estimator.device))
+    known = _known(model, table)
+    # A history without epochs has columns of objects otherwise.
+    epochs = history_table(history).astype(float)
+    return FittedState(reader, spec, model, known, epochs, mixed_model, choice)
+
+
+def learn_more(estimator: Any, X: Any, groups: Any) -> FittedState:
+    """Fitted state after one pass over more rows; those of a linear model only add to their groups."""
+    state = estimator._fitted()
+    reader, table = state.reader.again(X, groups, estimator.group_column)
+    model, history = state.model, state.history
+    if not state.spec.is_linear:
+        n_before = len(history)
+        seed = int(check_random_state(estimator.random_state).randint(2**31 - 1)) + n_before
+        generator = torch.Generator().manual_seed(seed)
+        model = resume(state.model, _spec(estimator, reader, state.spec).build(generator))
+        # What is stored of the earlier rows is what this part made of them.
+        model.group_encoder.freeze(model.decoder)
+        settings = _settings(
+            estimator,
+            len(table.labels),
+            max_epochs=1,
+            learning_rate=0.1 * estimator.learning_rate,
+            is_incremental=True,
+        )
+        groups_of_table = torch.arange(len(table.labels))
+        records = _train(model, table.batch, settings, generator, groups_of_table, groups_of_table[:0], [])
+        history = pd.concat([history, history_table(records, n_before)])
+    groups = with_table(state.groups, _known(model, table), table)
+    return state.replaced(reader=reader, model=model, history=history, groups=groups)
+
+
+def with_table(known: KnownGroups, added: KnownGroups, table: Table) -> KnownGroups:
+    """What is known once a table's groups are added; without labels all of them are new."""
+    return known.plus(added) if table.has_labels else known.plus_new(added)
+
+
+def resume(fitted: LatentModel, fresh: LatentModel) -> LatentModel:
+    """Copy of a fitted model, ready to learn on; `fresh` is what the parameters now ask for."""
+    kinds = [[(name, type(part)) for name, part in model.named_modules()] for model in (fitted, fresh)]
+    shapes = [[(name, x.shape) for name, x in model.state_dict().items()] for model in (fitted, fresh)]
+    if kinds[0] != kinds[1] or shapes[0] != shapes[1]:
+        raise ValueError(
+            "the parameters that shape the networks have changed since the fit, so it cannot resume from "
+            "there; fit a clone, or set warm_start=False"
+        )
+    model = copy.deepcopy(fitted).float().train()
+    for parameter, like in zip(model.parameters(), fresh.parameters(), strict=True):
+        parameter.requires_grad_(like.requires_grad)
+    return model
+
+
+def _spec(estimator: Any, reader: ObservationReader, fitted: LatentSpec | None = None) -> LatentSpec:
+    """What the parameters ask for; "auto" is the network until it is known not to pay."""
+    noise = check_noise_scale(estimator.noise_scale, reader.scale)
+    is_auto = isinstance(estimator.decoder, str) and estimator.decoder == "auto"
+    return LatentSpec(
+        estimator.group_encoder,
+        estimator.instance_encoder,
+        estimator.regularizer,
+        ("mlp" if fitted is None else fitted.decoder) if is_auto else estimator.decoder,
+        estimator.n_group_codes,
+        estimator.n_instance_codes or min(len(reader.columns), _MAX_AUTO_INSTANCE_CODES),
+        check_hidden_sizes(estimator.hidden_sizes),
+        tuple(reader.center.tolist()),
+        tuple(reader.scale.tolist()),
+        None if noise is None else tuple(noise.tolist()),
+    )
+
+
+def _settings(estimator: Any, n_groups: int, **changes: Any) -> TrainingSettings:
+    """Settings of a fit of so many groups, and what an incremental fit has different."""
+    max_epochs, batch_size = resolve_schedule(estimator.max_epochs, estimator.batch_size, n_groups)
+    settings = TrainingSettings(
+        max_epochs=max_epochs,
+        batch_size=batch_size,
+        learning_rate=estimator.learning_rate,
+        n_decoder_samples=estimator.n_decoder_samples,
+        regularizer_weight=estimator.regularizer_weight,
+        early_stopping=estimator.early_stopping,
+        n_iter_no_change=estimator.n_iter_no_change,
+        tol=estimator.tol,
+    )
+    return replace(settings, early_stopping=False, **changes) if changes else settings
+
+
+def _split(estimator: Any, batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
+    """Groups to train on and to hold out for early stopping."""
+    n_groups = batch.groups.n_groups
+    if not estimator.early_stopping:
+        return torch.arange(n_groups), torch.arange(0)
+    if n_groups < 2:
+        raise ValueError(
+            "early_stopping=True needs at least 2 groups to hold one out, but all rows "
+            f"(n_samples={batch.n_rows}) are one group; set it to False"
+        )
+    n_held_out = int(np.clip(round(estimator.validation_fraction * n_groups), 1, n_groups - 1))
+    shuffled = torch.randperm(n_groups, generator=torch.Generator().manual_seed(seed))
+    return shuffled[n_held_out:], shuffled[:n_held_out]
+
+
+def _started(
+    spec: LatentSpec,
+    mixed_model: LinearMixedModel,
+    batch: Batch,
+    seed: int,
+    resumed: LatentModel | None = None,
+) -> tuple[LatentModel, torch.Generator]:
+    """A model at its start, and the source of the draws that follow."""
+    generator = torch.Generator().manual_seed(seed)
+    model = spec.build(generator)
+    if resumed is not None:
+        return resume(resumed, model), generator
+    start_latent_model(model.double() if spec.is_linear else model, mixed_model, batch.groups.sizes)
+    return model, generator
+
+
+def _trained(
+    estimator: Any,
+    spec: LatentSpec,
+    mixed_model: LinearMixedModel,
+    batch: Batch,
+    seeds: tuple[int, int],
+    resumed: LatentModel | None,
+) -> tuple[LatentModel, list[dict[str, float]], float]:
+    """A trained network, its history, and how far it ended below the linear model, in nats per row.
+
+    A network that ended below its own start went wrong by too large steps: it is trained once more by smaller
+    ones, and the better of the two is kept.
+    """
+    train_groups, held_out = _split(estimator, batch, seeds[1])
+    settings = _settings(estimator, len(train_groups))
+    best: tuple[LatentModel, list[dict[str, float]], float] | None = None
+    for factor in _RATES if estimator.max_epochs == "auto" and resumed is None else _RATES[:1]:
+        model, generator = _started(spec, mixed_model, batch, seeds[0], resumed)
+        model.to(resolve_device(estimator.device))
+        slower = replace(settings, learning_rate=factor * settings.learning_rate)
+        callbacks = [Progress(estimator.verbose)]
+        history = _train(model, batch, slower, generator, train_groups, held_out, callbacks)
+        shortfall = _shortfall(model, mixed_model, batch, estimator.n_importance_samples)
+        if best is None or shortfall < best[2]:
+            best = model, history, shortfall
+        if shortfall <= 0.0 or len(history) < settings.max_epochs:
+            break
+    assert best is not None
+    return best
+
+
+def _shortfall(
+    model: LatentModel, mixed_model: LinearMixedModel, batch: Batch, n_importance_samples: int
+) -> float:
+    """Nats per row by which groups of the fit, some of them, are likelier under the linear model."""
+    shuffled = torch.randperm(batch.groups.n_groups, generator=torch.Generator().manual_seed(0))
+    some = batch.take_groups(shuffled[:_CHECKED_GROUPS].sort().values)
+    model.eval().double()
+    on_device = some.to(device=model.device)
+    with torch.no_grad():
+        q_u = model.infer(on_device)
+    value = float(inference.log_likelihood(model, on_device, q_u, n_importance_samples).sum())
+    if not isinstance(model.decoder, LinearDecoder):
+        return 0.0 if math.isfinite(value) else math.inf  # a formula of the user's need not be better
+    return (log_likelihood(mixed_model, some) - value) / some.n_rows if math.isfinite(value) else math.inf
+
+
+def _warn_of_shortfall(shortfall: float) -> None:
+    warnings.warn(
+        f"the network ended {shortfall:.4f} nats per row of the fit below the linear mixed model that it "
+        'started at; set decoder="auto" or "linear", a lower learning_rate or more max_epochs',
+        ConvergenceWarning,
+        stacklevel=caller_level(),
+    )
+
+
+def _train(
+    model: LatentModel,
+    batch: Batch,
+    settings: TrainingSettings,
+    generator: torch.Generator,
+    train_groups: Tensor,
+    held_out: Tensor,
+    callbacks: list[Any],
+) -> list[dict[str, float]]:
+    """Train in place, in single precision: training needs speed, inference digits."""
+    return train(
+        model,
+        batch.to(device=model.device, dtype=torch.float32),
+        settings,
+        train_groups=train_groups,
+        validation_groups=held_out,
+        generator=generator,
+        callbacks=callbacks,
+    )
+
+
+def _known(model: LatentModel, table: Table) -> KnownGroups:
+    """What a table tells of its groups, in order of first appearance; the model is ready from here on."""
+    # In float64 the codes of a group do not depend on its batch.
+    model.eval().requires_grad_(False).double()
+    known = KnownGroups(table.labels, Summaries.of_rows(model, table.batch.to(device=model.device)))
+    return known.take(table.first_seen)
+
+
+# --- the choice between the linear model and the network
+
+
+def _choose(
+    estimator: Any, spec: LatentSpec, batch: Batch, seed: int, split_seed: int
+) -> tuple[Choice, LatentSpec]:
+    """Which model the fit is to end at, and its spec."""
+    if spec.is_linear:
+        return Choice("linear", 'decoder="linear"'), spec
+    if not (isinstance(estimator.decoder, str) and estimator.decoder == "auto"):
+        named = f'decoder="{estimator.decoder}"' if isinstance(estimator.decoder, str) else "decoder of yours"
+        return Choice("network", named), spec
+    sizes = batch.groups.sizes
+    schedule = (estimator.max_epochs, estimator.batch_size)
+    settings = replace(_settings(estimator, len(sizes)), early_stopping=False)
+    job = _Job(spec, settings, schedule, estimator.n_importance_samples, seed)
+    choice = choose_model(partial(_gains, job, batch), sizes, split_seed, estimator.n_jobs)
+    return choice, spec if choice.model == "network" else replace(spec, decoder="linear")
+
+
+def _gains(job: _Job, batch: Batch, learned_groups: Tensor, held_out_groups: Tensor) -> Tensor:
+    """Nats by which a network makes each group held out likelier than the linear model, from the others."""
+    learned, held_out = batch.take_groups(learned_groups), batch.take_groups(held_out_groups)
+    mixed_model = fit_group_means(learned, job.spec.n_group_codes)
+    by_model = []
+    for spec in (job.spec, replace(job.spec, decoder="linear")):
+        model, generator = _started(spec, mixed_model, learned, job.seed)
+        if not spec.is_linear:
+            max_epochs, batch_size = resolve_schedule(*job.schedule, len(learned_groups))
+            settings = replace(job.settings, max_epochs=max_epochs, batch_size=batch_size)
+            every = torch.arange(learned.groups.n_groups)
+            _train(model, learned, settings, generator, every, every[:0], [])
+        model.eval().requires_grad_(False).double()
+        q_u = model.infer(held_out)
+        by_model.append(inference.log_likelihood(model, held_out, q_u, job.n_importance_samples))
+    return by_model[0] - by_model[1]
