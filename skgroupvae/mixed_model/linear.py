@@ -369,6 +369,9 @@ def _problem(rows: Rows, extra_variance: Tensor | None, shape: _Shape, reml: boo
     sums = sums_of(rows)
     sums = sums.plus_square(_conjugate(units, torch.diag_embed(sum_by_pattern(rows, extra))))
     covariance = _covariance_within_groups(sums)
+    if float(sums.n_rows.sum()) <= sums.n_groups * shape.n_random:
+        # No group has more rows than random effects: nothing is left over, and half is as good as any start.
+        covariance = 0.5 * sums.total_square.sum(0) / sums.n_rows.sum()
     own = (units @ covariance @ units.mT).diagonal()
     if float(torch.linalg.eigvalsh(covariance)[0]) < _FLOOR or bool((own < least.diagonal()).any()):
         least = _conjugate(units, least)

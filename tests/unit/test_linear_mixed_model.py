@@ -502,3 +502,19 @@ def test_several_terms_are_refused():
     for terms in ([], [INTERCEPT, RandomTerm((0,), 1)]):
         with pytest.raises(ValueError, match=r"terms .* several grouping factors are not supported yet"):
             fit_linear_mixed_model(table.batch(), terms)
+
+
+@pytest.mark.parametrize("n_outcomes", [1, 2, 3])
+def test_one_row_a_group_has_the_likelihood_of_one_normal(n_outcomes):
+    """Nothing tells the variances apart, but their sum is that of the table."""
+    values = (
+        np.random.default_rng(n_outcomes).normal(size=(300, n_outcomes)) * [1.0, 100.0, 0.01][:n_outcomes]
+    )
+    ones = torch.ones(300, 1, dtype=torch.float64)
+    groups = Segments.of_sizes(torch.ones(300, dtype=torch.long))
+    batch = Batch(torch.from_numpy(values), ones, ones[:, 0], (groups,))
+    model = fit_linear_mixed_model(batch, [RandomTerm((0,))])
+    covariance = np.cov(values.T, bias=True).reshape(n_outcomes, n_outcomes)
+    expected = stats.multivariate_normal(values.mean(0), covariance).logpdf(values).sum()
+    assert model.converged
+    assert model.log_likelihood == pytest.approx(expected, rel=1e-9)
