@@ -289,9 +289,9 @@ def canonical_order(
     sizes = np.bincount(codes)
     sums = np.add.reduceat(keys[rows], np.cumsum(sizes) - sizes)
     group_order = np.lexsort((sums, sizes))
-    rank = np.empty_like(group_order)
-    rank[group_order] = np.arange(len(group_order))
-    return np.lexsort((keys, rank[codes])), group_order
+    ordered = sizes[group_order]
+    shift = (np.cumsum(sizes) - sizes)[group_order] - (np.cumsum(ordered) - ordered)
+    return rows[np.arange(len(rows)) + np.repeat(shift, ordered)], group_order
 
 
 def _row_keys(content: NDArray[np.floating]) -> NDArray[np.float64]:
