@@ -30,6 +30,7 @@ __all__ = [
     "caller_level",
     "check_covariates",
     "check_hidden_sizes",
+    "check_levels",
     "check_like",
     "check_noise_scale",
     "check_outcome",
@@ -313,6 +314,14 @@ def check_trials(trials: Any, n_rows: int, family: str, *, has_trials: bool) -> 
 
 
 # --- settings
+
+
+def check_levels(quantiles: Any, name: str) -> NDArray[np.float64]:
+    """Levels of quantiles (n_quantiles,), each strictly between 0 and 1."""
+    levels = np.atleast_1d(np.asarray(quantiles, dtype=np.float64))
+    if levels.ndim != 1 or not ((levels > 0) & (levels < 1)).all():
+        raise ValueError(f"{name} must hold levels strictly between 0 and 1, got {quantiles!r}")
+    return levels
 
 
 def check_hidden_sizes(hidden_sizes: Any) -> tuple[int, ...]:

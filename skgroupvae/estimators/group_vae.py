@@ -17,7 +17,7 @@ from sklearn.utils.validation import _check_sample_weight
 from torch import Tensor, nn
 
 from skgroupvae.batch import Batch, whole_group_batches
-from skgroupvae.data.checks import caller_level
+from skgroupvae.data.checks import caller_level, check_levels
 from skgroupvae.data.labels import (
     check_groups,
     check_labels_by_row,
@@ -26,12 +26,12 @@ from skgroupvae.data.labels import (
 )
 from skgroupvae.data.reader import Table
 from skgroupvae.estimators.base import GroupedEstimator, as_given, in_codes_container
+from skgroupvae.estimators.known import known_from, with_average, with_own
 from skgroupvae.estimators.latent_fit import fit_latent, learn_more, with_table
 from skgroupvae.model import inference
 from skgroupvae.model.model import LatentModel
 from skgroupvae.model.posteriors import DiagonalNormal, FullNormal
 from skgroupvae.model.spec import DECODERS, GROUP_ENCODERS, INSTANCE_ENCODERS, REGULARIZERS
-from skgroupvae.model.summaries import Summaries
 from skgroupvae.state import FittedState, KnownGroups
 
 __all__ = ["GroupVAE"]
@@ -334,7 +334,7 @@ class GroupVAE(GroupedEstimator, auto_wrap_output_keys=None):  # type: ignore[ca
         self : GroupVAE
         """
         state, table = self._fitted(), self._read(X, groups)
-        added = _known(state.model, table)
+        added = known_from(state.model, table)
         self._keep(state.replaced(groups=with_table(state.groups, added, table)))
         return self
 
@@ -498,11 +498,11 @@ class GroupVAE(GroupedEstimator, auto_wrap_output_keys=None):  # type: ignore[ca
             in_column if source_group is None else source_group, len(x), "source_group"
         )
         target = check_labels_by_row(target_group, len(x), "target_group")
-        levels = None if quantiles is None else _levels(quantiles)
+        levels = None if quantiles is None else torch.from_numpy(check_levels(quantiles, "quantiles"))
         known = self._known(context)
         table = state.reader.table(x, np.asarray(source))
         new = known.positions(table.labels) < 0
-        own = _known(state.model, table).take(np.flatnonzero(new))
+        own = known_from(state.model, table).take(np.flatnonzero(new))
         known = known.plus(own)
         positions = known.positions(target)
         is_average = (positions < 0) & np.array([label == "average" for label in target], dtype=bool)
@@ -662,7 +662,7 @@ class GroupVAE(GroupedEstimator, auto_wrap_output_keys=None):  # type: ignore[ca
         for start in range(0, len(values), _CHUNK_GROUPS):
             where = np.arange(start, min(start + _CHUNK_GROUPS, len(values)))
             batch = rows.take_groups(torch.from_numpy(where)).to(device=state.model.device)
-            prior, q_u = _with_own(state.model, batch, known, labels[where])
+            prior, q_u = with_own(state.model, batch, known, labels[where])
             values[table.order[where]] = (
                 inference.log_likelihood(state.model, batch, q_u, self.n_importance_samples, prior)
                 .cpu()
@@ -777,7 +777,7 @@ class GroupVAE(GroupedEstimator, auto_wrap_output_keys=None):  # type: ignore[ca
         if context[1] is None and self.group_column is None:
             raise ValueError("context=(X, groups) has no groups; pass one label a row of it")
         table = self._read(context[0], context[1], ("X of context", "groups of context"))
-        return state.groups.plus(_known(state.model, table))
+        return state.groups.plus(known_from(state.model, table))
 
     def _known_of(self, table: Table, context: Any) -> KnownGroups | None:
         """What is known of groups to score a table by; None is nothing, where only the prior counts."""
@@ -796,19 +796,13 @@ class GroupVAE(GroupedEstimator, auto_wrap_output_keys=None):  # type: ignore[ca
         values = np.empty(len(table.labels))
         for positions in whole_group_batches(table.batch.groups.sizes, _CHUNK_GROUPS):
             batch = table.batch.take_groups(positions).to(device=state.model.device)
-            prior, q_u = _with_own(state.model, batch, known, table.labels[positions.numpy()])
+            prior, q_u = with_own(state.model, batch, known, table.labels[positions.numpy()])
             values[positions.numpy()] = (
                 inference.log_likelihood(state.model, batch, q_u, self.n_importance_samples, prior)
                 .cpu()
                 .numpy()
             )
         return values - table.batch.groups.sizes.numpy() * np.log(state.reader.scale).sum()
-
-
-def _known(model: LatentModel, table: Table) -> KnownGroups:
-    """What a table tells of its groups, in order of first appearance."""
-    known = KnownGroups(table.labels, Summaries.of_rows(model, table.batch.to(device=model.device)))
-    return known.take(table.first_seen)
 
 
 def _chunks(model: LatentModel, table: Table) -> Iterator[tuple[Batch, DiagonalNormal | FullNormal]]:
@@ -820,35 +814,6 @@ def _chunks(model: LatentModel, table: Table) -> Iterator[tuple[Batch, DiagonalN
         yield batch, q_u
 
 
-@torch.no_grad()
-def _with_own(
-    model: LatentModel, batch: Batch, known: KnownGroups | None, labels: pd.Index
-) -> tuple[DiagonalNormal | FullNormal | None, DiagonalNormal | FullNormal]:
-    """What is known of groups without a batch's rows (None is the prior), and with them."""
-    own = batch.groups.sum(model.statistics(batch).double())
-    if known is None:
-        return None, model.posterior(own)
-    positions = torch.from_numpy(known.positions(labels))
-    is_known = (positions >= 0).to(own.device)
-    if not is_known.any():
-        return None, model.posterior(own)
-    totals = torch.zeros_like(own)
-    totals[is_known] = known.summaries.totals[positions[positions >= 0]].to(own.device)
-    return _where_known(model.posterior(totals + (~is_known)[:, None] * own), is_known), model.posterior(
-        totals + own
-    )
-
-
-def _where_known(q_u: DiagonalNormal | FullNormal, is_known: Tensor) -> DiagonalNormal | FullNormal:
-    """q(u) of the groups that are known, and the prior for the others."""
-    loc = torch.where(is_known[:, None], q_u.loc, torch.zeros_like(q_u.loc))
-    if isinstance(q_u, DiagonalNormal):
-        return DiagonalNormal(loc, torch.where(is_known[:, None], q_u.scale, torch.ones_like(q_u.scale)))
-    identity = torch.eye(loc.shape[1], dtype=loc.dtype, device=loc.device)
-    root = torch.where(is_known[:, None, None], q_u.root, identity)
-    return FullNormal(loc, root, torch.where(is_known, q_u.log_det, torch.zeros_like(q_u.log_det)))
-
-
 def _translated(
     model: LatentModel, table: Table, known: KnownGroups, target: NDArray[np.intp], levels: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
@@ -857,7 +822,7 @@ def _translated(
     `target` (N,) is in the caller's order; the results (N, D) and (N, D, n_quantiles) are in the batch's.
     """
     at_source = known.positions(table.labels)
-    q_targets = _with_average(known.posterior(model))
+    q_targets = with_average(known.posterior(model))
     means, spreads = [], []
     start = 0
     for positions in whole_group_batches(table.batch.groups.sizes, _CHUNK_GROUPS):
@@ -881,27 +846,11 @@ def _translated(
     return torch.cat(means), torch.cat(spreads) if spreads else None
 
 
-def _with_average(q_u: DiagonalNormal | FullNormal) -> DiagonalNormal | FullNormal:
-    """The groups and, last, the average group, whose u is known to be 0."""
-    loc = torch.cat([q_u.loc, torch.zeros_like(q_u.loc[:1])])
-    if isinstance(q_u, DiagonalNormal):
-        return DiagonalNormal(loc, torch.cat([q_u.scale, torch.zeros_like(q_u.scale[:1])]))
-    root = torch.cat([q_u.root, torch.zeros_like(q_u.root[:1])])
-    return FullNormal(loc, root, torch.cat([q_u.log_det, torch.zeros_like(q_u.log_det[:1])]))
-
-
 @torch.no_grad()
 def _decoded(state: FittedState, u: NDArray, v: NDArray) -> NDArray[np.float64]:
     """Mean of rows with these codes, in the units of the table."""
     codes = (torch.tensor(c, dtype=torch.float64, device=state.model.device) for c in (u, v))
     return state.reader.in_units(state.model.decoder.mean(*codes).cpu().numpy())
-
-
-def _levels(quantiles: Any) -> Tensor:
-    levels = np.atleast_1d(np.asarray(quantiles, dtype=np.float64))
-    if levels.ndim != 1 or not ((levels > 0) & (levels < 1)).all():
-        raise ValueError(f"quantiles must hold levels strictly between 0 and 1, got {quantiles!r}")
-    return torch.from_numpy(levels)
 
 
 def _is_prior(context: Any) -> bool:

@@ -21,13 +21,13 @@ from skgroupvae.data.checks import caller_level, check_hidden_sizes, check_noise
 from skgroupvae.data.reader import ObservationReader, Table
 from skgroupvae.devices import resolve_device
 from skgroupvae.estimators.choice import choose_model
+from skgroupvae.estimators.known import known_from
 from skgroupvae.mixed_model.latent import fit_group_means, start_latent_model
 from skgroupvae.mixed_model.linear import LinearMixedModel, log_likelihood
 from skgroupvae.model import inference
 from skgroupvae.model.decoders import LinearDecoder
 from skgroupvae.model.model import LatentModel
 from skgroupvae.model.spec import LatentSpec
-from skgroupvae.model.summaries import Summaries
 from skgroupvae.state import Choice, FittedState, KnownGroups
 from skgroupvae.training import Progress, TrainingSettings, history_table, resolve_schedule, train
 
@@ -277,8 +277,7 @@ def _known(model: LatentModel, table: Table) -> KnownGroups:
     """What a table tells of its groups, in order of first appearance; the model is ready from here on."""
     # In float64 the codes of a group do not depend on its batch.
     model.eval().requires_grad_(False).double()
-    known = KnownGroups(table.labels, Summaries.of_rows(model, table.batch.to(device=model.device)))
-    return known.take(table.first_seen)
+    return known_from(model, table)
 
 
 # --- the choice between the linear model and the network

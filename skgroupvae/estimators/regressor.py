@@ -18,13 +18,14 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
 
-from skgroupvae.batch import Batch, whole_group_batches
-from skgroupvae.data.checks import caller_level
+from skgroupvae.batch import whole_group_batches
+from skgroupvae.data.checks import caller_level, check_levels
 from skgroupvae.data.labels import as_label_array, check_labels_by_row, warn_of_unlike_labels
 from skgroupvae.data.tables import some
 from skgroupvae.estimators.base import GroupedEstimator, in_codes_container
+from skgroupvae.estimators.known import known_from, with_average, with_own
 from skgroupvae.estimators.latent_fit import with_table
-from skgroupvae.estimators.score_fit import fit_scores, known_from, learn_more_scores, mixed_model_tables
+from skgroupvae.estimators.score_fit import fit_scores, learn_more_scores, mixed_model_tables
 from skgroupvae.model import prediction
 from skgroupvae.model.families import OUTCOME_FAMILIES
 from skgroupvae.model.likelihood import Likelihood
@@ -474,7 +475,7 @@ class CxVAERegressor(RegressorMixin, GroupedEstimator, auto_wrap_output_keys=Non
         quantiles : ndarray of shape (n_rows, n_quantiles) or (n_rows, n_quantiles, M)
             For family="binomial" numbers of successes among the trials.
         """
-        levels = _levels(q, "q")
+        levels = torch.from_numpy(check_levels(q, "q"))
         parts = [
             prediction.mixture_quantiles(rows.likelihood, rows.eta, levels.to(rows.eta))
             for rows in _chunks(self, X, groups, context, strict_groups, trials=trials)
@@ -555,7 +556,8 @@ class CxVAERegressor(RegressorMixin, GroupedEstimator, auto_wrap_output_keys=Non
         values = np.empty(len(table.labels))
         for positions in whole_group_batches(table.batch.groups.sizes, _CHUNK_GROUPS):
             batch = table.batch.take_groups(positions).to(device=state.model.device)
-            prior, q_u = _beside_own(state, batch, known, table.labels[positions.numpy()])
+            before, after = with_own(state.model, batch, known, table.labels[positions.numpy()])
+            prior, q_u = None if before is None else _full(before), _full(after)
             of_groups = prediction.group_log_likelihoods(state.model, batch, q_u, prior=prior)
             observed = torch.from_numpy(_n_observed(batch.values, batch.mask))
             cells = batch.groups.sum(observed.to(batch.values)).cpu().numpy()
@@ -772,7 +774,7 @@ class CxVAERegressor(RegressorMixin, GroupedEstimator, auto_wrap_output_keys=Non
         """
         state = _state_of(self)
         reader, model = state.reader, state.model
-        levels = None if quantiles is None else _levels(quantiles, "quantiles").numpy()
+        levels = None if quantiles is None else check_levels(quantiles, "quantiles")
         frame, in_column = reader.split(X, None)
         n_rows = len(frame)
         source = check_labels_by_row(
@@ -798,7 +800,7 @@ class CxVAERegressor(RegressorMixin, GroupedEstimator, auto_wrap_output_keys=Non
         used, where = np.unique(np.concatenate([known.positions(source), at_target]), return_inverse=True)
         used_known = used[used >= 0]
         where = np.where(used[where] < 0, len(used_known), where - (len(used) - len(used_known)))
-        q_u = _with_average(_full(known.take(used_known).posterior(model)))
+        q_u = _full(with_average(known.take(used_known).posterior(model)))
         positions = torch.from_numpy(where).to(model.device)
         with torch.no_grad():
             moved = prediction.translated(
@@ -993,40 +995,8 @@ def _warn_of_idle_context(
         )
 
 
-@torch.no_grad()
-def _beside_own(
-    state: ScoreState, batch: Batch, known: KnownGroups | None, labels: pd.Index
-) -> tuple[FullNormal | None, FullNormal]:
-    """What is known of groups without a batch's rows (None is the prior), and with them."""
-    model = state.model
-    own = batch.groups.sum(model.statistics(batch).double())
-    if known is None:
-        return None, _full(model.posterior(own))
-    at = torch.from_numpy(known.positions(labels)).to(own.device)
-    is_known = at >= 0
-    if not is_known.any():
-        return None, _full(model.posterior(own))
-    totals = torch.zeros_like(own)
-    totals[is_known] = known.summaries.totals[at[is_known]].to(own)
-    before = _full(model.posterior(totals + (~is_known)[:, None] * own))
-    new = FullNormal.standard(before.loc.shape[1], before.loc)
-    prior = FullNormal(
-        torch.where(is_known[:, None], before.loc, new.loc),
-        torch.where(is_known[:, None, None], before.root, new.root),
-        torch.where(is_known, before.log_det, new.log_det),
-    )
-    return prior, _full(model.posterior(totals + own))
-
-
 def _full(q_u: DiagonalNormal | FullNormal) -> FullNormal:
     return FullNormal.from_diagonal(q_u) if isinstance(q_u, DiagonalNormal) else q_u
-
-
-def _with_average(q_u: FullNormal) -> FullNormal:
-    """The groups and, last, the average group, whose u is known to be 0."""
-    return FullNormal(
-        *(torch.cat([part, torch.zeros_like(part[:1])]) for part in (q_u.loc, q_u.root, q_u.log_det))
-    )
 
 
 def _codes_of_new(state: ScoreState, q_u: DiagonalNormal | FullNormal) -> NDArray[np.float64]:
@@ -1082,13 +1052,6 @@ def _squeezed(values: NDArray) -> NDArray[np.float64]:
 def _n_observed(values: Tensor, mask: Tensor | None) -> NDArray[np.float64]:
     """1 for each cell (N, D) that is observed, else 0."""
     return np.ones(values.shape) if mask is None else mask.double().cpu().numpy()
-
-
-def _levels(quantiles: Any, name: str) -> Tensor:
-    levels = np.atleast_1d(np.asarray(quantiles, dtype=np.float64))
-    if levels.ndim != 1 or not ((levels > 0) & (levels < 1)).all():
-        raise ValueError(f"{name} must hold levels strictly between 0 and 1, got {quantiles!r}")
-    return torch.from_numpy(levels)
 
 
 def _like_outcomes(values: NDArray, y: Any) -> Any:

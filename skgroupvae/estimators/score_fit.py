@@ -21,6 +21,7 @@ from skgroupvae.data.outcome_reader import OutcomeReader
 from skgroupvae.data.reader import Table
 from skgroupvae.devices import resolve_device
 from skgroupvae.estimators.choice import choose_model
+from skgroupvae.estimators.known import known_from
 from skgroupvae.estimators.latent_fit import resume, with_table
 from skgroupvae.mixed_model.generalized import laplace_posterior, mixed_log_likelihood, mixed_model_of
 from skgroupvae.mixed_model.initialize import start_at_mixed_model
@@ -35,7 +36,7 @@ from skgroupvae.model.summaries import Summaries
 from skgroupvae.state import Choice, KnownGroups, ScoreState
 from skgroupvae.training import Progress, TrainingSettings, history_table, resolve_schedule, train
 
-__all__ = ["fit_scores", "known_from", "learn_more_scores", "mixed_model_tables"]
+__all__ = ["fit_scores", "learn_more_scores", "mixed_model_tables"]
 
 # Steps of "auto": with few groups there is little to learn from them, and much to overfit
 # (examples/mixed_model_benchmark.py).
@@ -122,16 +123,8 @@ def learn_more_scores(
         added = history_table(records, n_before)
         history = pd.concat([history, added]) if n_before else added
         spec = asked
-    groups_known = with_table(state.groups, known_from(model, table), table)
+    groups_known = with_table(state.groups, known_from(_ready(model), table), table)
     return state.replaced(reader=reader, spec=spec, model=model, history=history, groups=groups_known)
-
-
-def known_from(model: ScoreModel, table: Table) -> KnownGroups:
-    """What a table tells of its groups, in order of first appearance; the model is ready from here on."""
-    # In float64 the codes of a group do not depend on its batch.
-    model.eval().requires_grad_(False).double()
-    known = KnownGroups(table.labels, Summaries.of_rows(model, table.batch.to(device=model.device)))
-    return known.take(table.first_seen)
 
 
 def mixed_model_tables(

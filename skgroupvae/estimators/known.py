@@ -1,0 +1,60 @@
+"""What is known of groups, from the fit and from the rows at hand: what both estimators ask."""
+
+from __future__ import annotations
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from skgroupvae.batch import Batch
+from skgroupvae.data.reader import Table
+from skgroupvae.model.model import Model
+from skgroupvae.model.posteriors import DiagonalNormal, FullNormal
+from skgroupvae.model.summaries import Summaries
+from skgroupvae.state import KnownGroups
+
+__all__ = ["known_from", "with_average", "with_own"]
+
+
+def known_from(model: Model, table: Table) -> KnownGroups:
+    """What a table tells of its groups, in order of first appearance."""
+    known = KnownGroups(table.labels, Summaries.of_rows(model, table.batch.to(device=model.device)))
+    return known.take(table.first_seen)
+
+
+@torch.no_grad()
+def with_own(
+    model: Model, batch: Batch, known: KnownGroups | None, labels: pd.Index
+) -> tuple[DiagonalNormal | FullNormal | None, DiagonalNormal | FullNormal]:
+    """What is known of groups without a batch's rows (None is the prior), and with them."""
+    own = batch.groups.sum(model.statistics(batch).double())
+    if known is None:
+        return None, model.posterior(own)
+    positions = torch.from_numpy(known.positions(labels))
+    is_known = (positions >= 0).to(own.device)
+    if not is_known.any():
+        return None, model.posterior(own)
+    totals = torch.zeros_like(own)
+    totals[is_known] = known.summaries.totals[positions[positions >= 0]].to(own.device)
+    return _where_known(model.posterior(totals + (~is_known)[:, None] * own), is_known), model.posterior(
+        totals + own
+    )
+
+
+def _where_known(q_u: DiagonalNormal | FullNormal, is_known: Tensor) -> DiagonalNormal | FullNormal:
+    """q(u) of the groups that are known, and the prior for the others."""
+    loc = torch.where(is_known[:, None], q_u.loc, torch.zeros_like(q_u.loc))
+    if isinstance(q_u, DiagonalNormal):
+        return DiagonalNormal(loc, torch.where(is_known[:, None], q_u.scale, torch.ones_like(q_u.scale)))
+    identity = torch.eye(loc.shape[1], dtype=loc.dtype, device=loc.device)
+    root = torch.where(is_known[:, None, None], q_u.root, identity)
+    return FullNormal(loc, root, torch.where(is_known, q_u.log_det, torch.zeros_like(q_u.log_det)))
+
+
+def with_average(q_u: DiagonalNormal | FullNormal) -> DiagonalNormal | FullNormal:
+    """The groups and, last, the average group, whose u is known to be 0."""
+    loc = torch.cat([q_u.loc, torch.zeros_like(q_u.loc[:1])])
+    if isinstance(q_u, DiagonalNormal):
+        return DiagonalNormal(loc, torch.cat([q_u.scale, torch.zeros_like(q_u.scale[:1])]))
+    root = torch.cat([q_u.root, torch.zeros_like(q_u.root[:1])])
+    return FullNormal(loc, root, torch.cat([q_u.log_det, torch.zeros_like(q_u.log_det[:1])]))
