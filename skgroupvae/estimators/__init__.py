@@ -1,5 +1,6 @@
 """The estimators: the only files that know scikit-learn's conventions."""
 
 from skgroupvae.estimators.group_vae import GroupVAE
+from skgroupvae.estimators.regressor import CxVAERegressor
 
-__all__ = ["GroupVAE"]
+__all__ = ["CxVAERegressor", "GroupVAE"]

@@ -14,8 +14,8 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils import estimator_html_repr
 from sklearn.utils._set_output import ADAPTERS_MANAGER, _get_output_config
 
-from skgroupvae import saving
 from skgroupvae.data.output import like_input
+from skgroupvae.persistence import saving
 from skgroupvae.state import FittedState, State
 
 __all__ = ["GroupedEstimator", "as_given", "in_codes_container", "learned_names"]

@@ -201,7 +201,7 @@ class CxVAERegressor(RegressorMixin, GroupedEstimator, auto_wrap_output_keys=Non
     Examples
     --------
     >>> import numpy as np
-    >>> from skgroupvae.estimators.regressor import CxVAERegressor
+    >>> from skgroupvae import CxVAERegressor
     >>> rng = np.random.default_rng(0)
     >>> school = np.repeat(np.arange(30), 20)
     >>> x = rng.normal(size=(600, 1))

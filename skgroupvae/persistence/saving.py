@@ -1,7 +1,7 @@
 """Saving and loading of estimators: one file that holds data only, so that reading it runs no code.
 
 It is a safetensors file: arrays are its tensors, and the string "skgroupvae" of its metadata is a JSON
-document with all the rest. It holds the parameters of the constructor and the fitted state (``encoding.py``),
+document with all the rest. It holds the parameters of the constructor and the fitted state (``records.py``),
 each for itself, so that a parameter that was changed after the fit changes nothing of what was learned.
 
 An estimator has its state in `_state`; ``_keep(state)`` takes one on, with the learned attributes that
@@ -11,37 +11,36 @@ follow.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import secrets
 import stat
 import warnings
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
+from torch import nn
 
 from skgroupvae.data.checks import caller_level
-from skgroupvae.encoding import StateWriter, is_custom, read_data, read_state
-from skgroupvae.persistence import (
-    _FORMAT,
-    _KEY,
-    _available,
-    _check_custom,
-    _described,
-    _digest,
-    _one_error,
-    _read,
-    _safetensors,
-)
+from skgroupvae.devices import resolve_device
+from skgroupvae.persistence.records import StateWriter, is_custom, read_data, read_state
 from skgroupvae.versions import __version__
 
 __all__ = ["load", "save"]
 
 _Estimator = TypeVar("_Estimator")
+# Of the metadata of the file.
+_KEY = "skgroupvae"
+_FORMAT = 1
+# By format: makes its (document, tensors) those of the next one. In all formats the document has the fields
+# format, version and sha256, and the digest covers the same.
+_MIGRATIONS: Mapping[int, Callable[[dict, dict], tuple[dict, dict]]] = MappingProxyType({})
 
 
 def save(estimator: Any, path: str | os.PathLike[str]) -> None:
@@ -223,3 +222,82 @@ def _from_document(
     state.model.to(available or "cpu")
     estimator._keep(state)
     return estimator, wanted if available is None else None
+
+
+def _described(custom: Any) -> str:
+    kind = next(
+        (name for name, of in (("class", type), ("Module", nn.Module)) if isinstance(custom, of)), "function"
+    )
+    return f"a {kind} of yours ({getattr(custom, '__name__', type(custom).__name__)})"
+
+
+def _check_custom(wanted: dict[str, str], given: dict[str, Any]) -> None:
+    """Refuse to load without each parameter that the file leaves out, or with another one."""
+    missing = [name for name in wanted if name not in given]
+    if missing:
+        what = " and ".join(f"{name} was {wanted[name]}" for name in missing)
+        how = ", ".join(f"{name}=..." for name in missing)
+        raise ValueError(f"{what}, which no file can hold; pass load(path, {how})")
+    for name in given:
+        if name not in wanted:
+            raise ValueError(f"it leaves out no parameter {name}; call load(path) without {name}=")
+
+
+def _available(device: Any) -> torch.device | None:
+    """Device of the parameter `device`, or None where this machine does not have it."""
+    try:
+        resolved = resolve_device(device)
+        torch.zeros((), device=resolved).item()
+    except (ValueError, RuntimeError, AssertionError):
+        return None
+    return resolved
+
+
+def _digest(document: dict[str, Any], tensors: dict[str, NDArray]) -> str:
+    """SHA-256 of all that a file holds."""
+    content = {name: value for name, value in document.items() if name != "sha256"}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode())
+    for name, array in sorted(tensors.items()):
+        digest.update(json.dumps([name, array.dtype.str, array.shape]).encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: str) -> tuple[dict[str, Any], dict[str, NDArray]]:
+    """Document in today's format and tensors of a file that is whole."""
+    with _safetensors().safe_open(path, framework="np") as file:
+        text = (file.metadata() or {}).get(_KEY)
+        if text is None:
+            raise ValueError("it is a safetensors file, but not one of skgroupvae")
+        document = json.loads(text)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if document["sha256"] != _digest(document, tensors):
+        raise ValueError("it is damaged: its SHA-256 digest is not that of its content")
+    written = f"it was written by skgroupvae {document['version']} in format {document['format']}"
+    if document["format"] > _FORMAT:
+        raise ValueError(f"{written}; this version reads up to {_FORMAT}; upgrade skgroupvae")
+    for number in range(document["format"], _FORMAT):
+        if number not in _MIGRATIONS:
+            raise ValueError(f"{written}, which this version does not read; load it with that version")
+        document, tensors = _MIGRATIONS[number](document, tensors)
+    return document, tensors
+
+
+@contextmanager
+def _one_error(what: str) -> Iterator[None]:
+    """Whatever is wrong with a file, or what a hostile one makes libraries do: one line of one kind."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error)
+        if not isinstance(error, ValueError) or isinstance(error, (UnicodeError, json.JSONDecodeError)):
+            reason = f"not a file of skgroupvae, or truncated or damaged ({type(error).__name__}: {error})"
+        raise ValueError(f"{what}: {' '.join(reason.split())[:500]}") from error
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.numpy
+    except ImportError as error:
+        raise ImportError('save and load need safetensors; pip install "skgroupvae[save]"') from error
+    return safetensors

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from skgroupvae.batch import RandomTerm
 from skgroupvae.data.checks import SeenColumns
@@ -33,9 +34,8 @@ from skgroupvae.data.reader import ObservationReader
 from skgroupvae.mixed_model.linear import LinearMixedModel
 from skgroupvae.model.spec import LatentSpec, ScoreSpec
 from skgroupvae.model.summaries import Summaries
-from skgroupvae.persistence import _SPARE_NUMBERS, _Budget
+from skgroupvae.persistence.values import DATA_KINDS, Kind, Writer, kind_of, read_value
 from skgroupvae.state import Choice, FittedState, KnownGroups, ScoreState
-from skgroupvae.values import DATA_KINDS, Kind, Writer, kind_of, read_value
 
 __all__ = ["RECORDS", "STATES", "StateWriter", "is_custom", "read_data", "read_state"]
 
@@ -68,6 +68,8 @@ RECORDS: Mapping[str, type] = MappingProxyType(
 # multiple. Bytes that reading may touch besides a few times those that the file holds, and the least that an
 # array counts as.
 _SPARE_BYTES, _LEAST_BYTES = 2**28, 2**12
+# Numbers that building a model may touch, besides a few times those that the file holds.
+_SPARE_NUMBERS = 2**26
 # Declared types that other types of numbers satisfy.
 _ALSO: Mapping[Any, tuple[type, ...]] = MappingProxyType(
     {int: (Integral,), float: (Real,), bool: (bool, np.bool_)}
@@ -140,6 +142,22 @@ def read_state(encoded: Any, tensors: dict[str, NDArray], custom: Mapping[str, A
         raise ValueError("it holds no fitted state")
     _check_kinds(encoded, {*DATA_KINDS, *RECORDS, "array"})
     return read_value(encoded, _Metered(tensors), {**DATA_KINDS, **records})
+
+
+class _Budget(TorchFunctionMode):
+    """Stops a model far larger than the file before it fills the memory: a file may claim any size."""
+
+    def __init__(self, n_numbers: int) -> None:
+        super().__init__()
+        self.n_left = n_numbers
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        value = func(*args, **(kwargs or {}))
+        if isinstance(value, torch.Tensor) and value.device.type != "meta":
+            self.n_left -= value.numel()
+            if self.n_left < 0:
+                raise ValueError("its choices ask for a larger model than it holds")
+        return value
 
 
 class _Metered(dict[str, NDArray]):

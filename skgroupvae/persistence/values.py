@@ -1,13 +1,11 @@
 """Values as JSON and named arrays, and back: what a saved estimator is made of.
 
 None, bool, int, str, finite floats and lists stand for themselves; an array is named by its place among the
-tensors; any other value is ``{kind: parts}`` with a kind of a table, `KINDS` by default: a new one is a line
-in that table.
+tensors; any other value is ``{kind: parts}`` with a kind of :data:`DATA_KINDS`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -20,11 +18,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from skgroupvae.design import Design
-from skgroupvae.evidence import Evidence
-from skgroupvae.formulas import Formula, FormulaDesign
-
-__all__ = ["DATA_KINDS", "KINDS", "Kind", "Writer", "kind_of", "read_value"]
+__all__ = ["DATA_KINDS", "Kind", "Writer", "kind_of", "read_value"]
 
 _TENSOR_DTYPES = frozenset(
     {"|b1", "|i1", "|u1", *(f"<{k}{n}" for k in "iu" for n in (2, 4, 8)), "<f4", "<f8"}
@@ -37,9 +31,9 @@ _LONGEST_RANGE = 2**24
 class Writer:
     """Turns values into JSON; arrays go into `tensors` and are referred to by name, equal ones once."""
 
-    def __init__(self, tensors: dict[str, NDArray], kinds: Mapping[str, Kind] | None = None) -> None:
+    def __init__(self, tensors: dict[str, NDArray], kinds: Mapping[str, Kind]) -> None:
         self.tensors = tensors
-        self.kinds = KINDS if kinds is None else kinds
+        self.kinds = kinds
         self._names: dict[bytes, str] = {}
 
     def __call__(self, value: Any, name: str) -> Any:
@@ -87,9 +81,8 @@ class Writer:
         return [array.dtype.str, list(array.shape), order, self._names[digest]]
 
 
-def read_value(encoded: Any, tensors: Mapping[str, NDArray], kinds: Mapping[str, Kind] | None = None) -> Any:
+def read_value(encoded: Any, tensors: Mapping[str, NDArray], kinds: Mapping[str, Kind]) -> Any:
     """The value that `Writer` encoded, with a table of the same kinds."""
-    kinds = KINDS if kinds is None else kinds
     if isinstance(encoded, list):
         return [read_value(item, tensors, kinds) for item in encoded]
     if not isinstance(encoded, dict):
@@ -175,10 +168,6 @@ def _random_state(
     return state
 
 
-def _fields(value: Any) -> list:
-    return [getattr(value, field.name) for field in dataclasses.fields(value)]
-
-
 class Kind(NamedTuple):
     """How the values of a type are taken to parts, which are values themselves, and built from them again."""
 
@@ -220,22 +209,11 @@ DATA_KINDS: Mapping[str, Kind] = MappingProxyType(
         "random_state": Kind(np.random.RandomState, lambda x: x.get_state(legacy=True), _random_state),
     }
 )
-#: All kinds of a saved estimator.
-KINDS: Mapping[str, Kind] = MappingProxyType(
-    {
-        **DATA_KINDS,
-        "design": Kind(Design, lambda x: [x.names, x.categories, x.indicators, x.centre, x.scale], Design),
-        "formula": Kind(Formula, _fields, Formula),
-        "formula_design": Kind(FormulaDesign, _fields, FormulaDesign),
-        "evidence": Kind(Evidence, lambda x: [x.labels, x.totals, x.sizes], Evidence),
-    }
-)
 
 
-def kind_of(value: Any, kinds: Mapping[str, Kind] | None = None) -> str | None:
+def kind_of(value: Any, kinds: Mapping[str, Kind]) -> str | None:
     """Kind of a value by its exact type: a subclass would come back as something else."""
     if isinstance(value, np.generic):
         return None if isinstance(value, np.void) else "scalar"
-    kinds = KINDS if kinds is None else kinds
     by_type = (name for name, kind in kinds.items() if kind.type is type(value))
     return next(by_type, "index" if isinstance(value, pd.Index) else None)

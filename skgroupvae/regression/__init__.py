@@ -1,1 +1,0 @@
-"""The model of a regression, apart from tables and scikit-learn: plain torch."""
