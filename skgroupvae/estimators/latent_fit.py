@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import math
-import warnings
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,16 +10,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from torch import Tensor
 
 from skgroupvae.batch import Batch
-from skgroupvae.data.checks import caller_level, check_hidden_sizes, check_noise_scale
+from skgroupvae.data.checks import check_hidden_sizes, check_noise_scale
 from skgroupvae.data.reader import ObservationReader, Table
 from skgroupvae.devices import resolve_device
 from skgroupvae.estimators.choice import choose_model
-from skgroupvae.estimators.known import known_from
+from skgroupvae.estimators.fitting import Trained, judged, resume, some_groups, train_from_start
+from skgroupvae.estimators.known import known_from, with_table
 from skgroupvae.mixed_model.latent import fit_group_means, start_latent_model
 from skgroupvae.mixed_model.linear import LinearMixedModel, log_likelihood
 from skgroupvae.model import inference
@@ -31,14 +29,10 @@ from skgroupvae.model.spec import LatentSpec
 from skgroupvae.state import Choice, FittedState, KnownGroups
 from skgroupvae.training import Progress, TrainingSettings, history_table, resolve_schedule, train
 
-__all__ = ["fit_latent", "learn_more", "with_table"]
+__all__ = ["fit_latent", "learn_more"]
 
 # More instance codes than this are an explicit choice.
 _MAX_AUTO_INSTANCE_CODES = 10
-# Learning rates, as shares of the one asked for, of the first training and of the second that a bad end gets.
-_RATES = (1.0, 0.3)
-# Groups of the fit that are asked whether a network ended below its start.
-_CHECKED_GROUPS = 256
 
 
 @dataclass(frozen=True)
@@ -69,14 +63,10 @@ def fit_latent(estimator: Any, X: Any, groups: Any) -> FittedState:
     if not spec.is_linear:
         # Where the last fit ended at the linear model there is no network to resume from.
         resumed = None if last is None or last.spec.is_linear else last.model
-        model, history, shortfall = _trained(
-            estimator, spec, mixed_model, table.batch, (seed, split_seed), resumed
-        )
-        if shortfall > 0.0 and choice.gain is not None:
-            reason = f"the network ended {shortfall:.4f} nats per row of the fit below it"
-            choice, spec, history = Choice("linear", reason, choice.gain), replace(spec, decoder="linear"), []
-        elif shortfall > 0.0:
-            _warn_of_shortfall(shortfall)
+        trained = _trained(estimator, spec, mixed_model, table.batch, (seed, split_seed), resumed)
+        model, history, choice = trained.model, trained.history, judged(trained, choice)
+        if choice.model == "linear":
+            spec, history = replace(spec, decoder="linear"), []
     if spec.is_linear:
         model = _started(spec, mixed_model, table.batch, seed)[0].to(resolve_device(estimator.device))
     known = _known(model, table)
@@ -109,26 +99,6 @@ def learn_more(estimator: Any, X: Any, groups: Any) -> FittedState:
         history = pd.concat([history, history_table(records, n_before)])
     groups = with_table(state.groups, _known(model, table), table)
     return state.replaced(reader=reader, model=model, history=history, groups=groups)
-
-
-def with_table(known: KnownGroups, added: KnownGroups, table: Table) -> KnownGroups:
-    """What is known once a table's groups are added; without labels all of them are new."""
-    return known.plus(added) if table.has_labels else known.plus_new(added)
-
-
-def resume(fitted: LatentModel, fresh: LatentModel) -> LatentModel:
-    """Copy of a fitted model, ready to learn on; `fresh` is what the parameters now ask for."""
-    kinds = [[(name, type(part)) for name, part in model.named_modules()] for model in (fitted, fresh)]
-    shapes = [[(name, x.shape) for name, x in model.state_dict().items()] for model in (fitted, fresh)]
-    if kinds[0] != kinds[1] or shapes[0] != shapes[1]:
-        raise ValueError(
-            "the parameters that shape the networks have changed since the fit, so it cannot resume from "
-            "there; fit a clone, or set warm_start=False"
-        )
-    model = copy.deepcopy(fitted).float().train()
-    for parameter, like in zip(model.parameters(), fresh.parameters(), strict=True):
-        parameter.requires_grad_(like.requires_grad)
-    return model
 
 
 def _spec(estimator: Any, reader: ObservationReader, fitted: LatentSpec | None = None) -> LatentSpec:
@@ -203,36 +173,27 @@ def _trained(
     batch: Batch,
     seeds: tuple[int, int],
     resumed: LatentModel | None,
-) -> tuple[LatentModel, list[dict[str, float]], float]:
-    """A trained network, its history, and how far it ended below the linear model, in nats per row.
-
-    A network that ended below its own start went wrong by too large steps: it is trained once more by smaller
-    ones, and the better of the two is kept.
-    """
+) -> Trained[LatentModel]:
+    """A trained network."""
     train_groups, held_out = _split(estimator, batch, seeds[1])
-    settings = _settings(estimator, len(train_groups))
-    best: tuple[LatentModel, list[dict[str, float]], float] | None = None
-    for factor in _RATES if estimator.max_epochs == "auto" and resumed is None else _RATES[:1]:
+
+    def train_once(settings: TrainingSettings) -> Trained[LatentModel]:
         model, generator = _started(spec, mixed_model, batch, seeds[0], resumed)
         model.to(resolve_device(estimator.device))
-        slower = replace(settings, learning_rate=factor * settings.learning_rate)
         callbacks = [Progress(estimator.verbose)]
-        history = _train(model, batch, slower, generator, train_groups, held_out, callbacks)
+        history = _train(model, batch, settings, generator, train_groups, held_out, callbacks)
         shortfall = _shortfall(model, mixed_model, batch, estimator.n_importance_samples)
-        if best is None or shortfall < best[2]:
-            best = model, history, shortfall
-        if shortfall <= 0.0 or len(history) < settings.max_epochs:
-            break
-    assert best is not None
-    return best
+        return Trained(model, history, shortfall)
+
+    may_retry = estimator.max_epochs == "auto" and resumed is None
+    return train_from_start(train_once, _settings(estimator, len(train_groups)), may_retry=may_retry)
 
 
 def _shortfall(
     model: LatentModel, mixed_model: LinearMixedModel, batch: Batch, n_importance_samples: int
 ) -> float:
     """Nats per row by which groups of the fit, some of them, are likelier under the linear model."""
-    shuffled = torch.randperm(batch.groups.n_groups, generator=torch.Generator().manual_seed(0))
-    some = batch.take_groups(shuffled[:_CHECKED_GROUPS].sort().values)
+    some = some_groups(batch)
     model.eval().double()
     on_device = some.to(device=model.device)
     with torch.no_grad():
@@ -241,15 +202,6 @@ def _shortfall(
     if not isinstance(model.decoder, LinearDecoder):
         return 0.0 if math.isfinite(value) else math.inf  # a formula of the user's need not be better
     return (log_likelihood(mixed_model, some) - value) / some.n_rows if math.isfinite(value) else math.inf
-
-
-def _warn_of_shortfall(shortfall: float) -> None:
-    warnings.warn(
-        f"the network ended {shortfall:.4f} nats per row of the fit below the linear mixed model that it "
-        'started at; set decoder="auto" or "linear", a lower learning_rate or more max_epochs',
-        ConvergenceWarning,
-        stacklevel=caller_level(),
-    )
 
 
 def _train(

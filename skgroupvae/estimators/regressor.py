@@ -23,8 +23,7 @@ from skgroupvae.data.checks import caller_level, check_levels
 from skgroupvae.data.labels import as_label_array, check_labels_by_row, warn_of_unlike_labels
 from skgroupvae.data.tables import some
 from skgroupvae.estimators.base import GroupedEstimator, in_codes_container
-from skgroupvae.estimators.known import known_from, with_average, with_own
-from skgroupvae.estimators.latent_fit import with_table
+from skgroupvae.estimators.known import known_from, with_average, with_own, with_table
 from skgroupvae.estimators.score_fit import fit_scores, learn_more_scores, mixed_model_tables
 from skgroupvae.model import prediction
 from skgroupvae.model.families import OUTCOME_FAMILIES
@@ -44,7 +43,7 @@ _CHUNK_GROUPS = 16_384
 _MAX_DOUBLE_ROWS = 20_000
 
 
-class CxVAERegressor(RegressorMixin, GroupedEstimator, auto_wrap_output_keys=None):  # type: ignore[call-arg]
+class CxVAERegressor(RegressorMixin, GroupedEstimator[ScoreState], auto_wrap_output_keys=None):  # type: ignore[call-arg]
     r"""Regression on grouped rows: a mixed-effects model that learns what departs from it.
 
     The outcome of row k of group i, given its covariates x, is
@@ -339,7 +338,7 @@ class CxVAERegressor(RegressorMixin, GroupedEstimator, auto_wrap_output_keys=Non
             If a formula is given and formulaic is not installed.
         """
         self._validate_params()
-        self._keep(fit_scores(self, X, y, groups, sample_weight))  # type: ignore[arg-type]
+        self._keep(fit_scores(self, X, y, groups, sample_weight))
         return self
 
     def partial_fit(
@@ -380,8 +379,8 @@ class CxVAERegressor(RegressorMixin, GroupedEstimator, auto_wrap_output_keys=Non
         if "_state" not in vars(self):
             return self.fit(X, y, groups=groups, sample_weight=sample_weight)
         self._validate_params()
-        state = learn_more_scores(self, _state_of(self), X, y, groups, sample_weight)
-        self._keep(state)  # type: ignore[arg-type]
+        state = learn_more_scores(self, self._fitted(), X, y, groups, sample_weight)
+        self._keep(state)
         return self
 
     def update_groups(self, X: Any, y: ArrayLike | None = None, *, groups: ArrayLike | None = None) -> Self:
@@ -396,10 +395,10 @@ class CxVAERegressor(RegressorMixin, GroupedEstimator, auto_wrap_output_keys=Non
         -------
         self : CxVAERegressor
         """
-        state = _state_of(self)
+        state = self._fitted()
         table = state.reader.read(X, y, groups, adds=True)
         known = with_table(state.groups, known_from(state.model, table), table)
-        self._keep(state.replaced(groups=known))  # type: ignore[arg-type]
+        self._keep(state.replaced(groups=known))
         return self
 
     def predict(
@@ -437,7 +436,7 @@ class CxVAERegressor(RegressorMixin, GroupedEstimator, auto_wrap_output_keys=Non
         std : ndarray of shape (n_rows,) or (n_rows, M)
             Only with `return_std`.
         """
-        reader = _state_of(self).reader
+        reader = self._fitted().reader
         parts = [
             prediction.mixture_moments(rows.likelihood, rows.eta)
             for rows in _chunks(self, X, groups, context, strict_groups, trials=trials)
@@ -508,7 +507,7 @@ class CxVAERegressor(RegressorMixin, GroupedEstimator, auto_wrap_output_keys=Non
             included. With hundreds of trials a row and a group that little is known of, it needs more
             `n_prediction_samples`.
         """
-        log_scale, parts = np.log(_state_of(self).reader.scale), []
+        log_scale, parts = np.log(self._fitted().reader.scale), []
         for rows in _chunks(self, X, groups, context, strict_groups, y=y, has_y=True):
             value = prediction.mixture_log_prob(rows.likelihood, rows.values, rows.eta, rows.mask)
             parts.append(value.double().cpu().numpy() - _n_observed(rows.values, rows.mask) @ log_scale)
@@ -546,7 +545,7 @@ class CxVAERegressor(RegressorMixin, GroupedEstimator, auto_wrap_output_keys=Non
                 f"context={context!r} must be a triple (X, y, groups), None for what is known from the fit, "
                 "or 'prior'"
             )
-        state = _state_of(self)
+        state = self._fitted()
         table = state.reader.read(X, y, groups)
         known = None if isinstance(context, str) else _known(state, context)
         if known is not None and not table.has_labels:
@@ -627,7 +626,7 @@ class CxVAERegressor(RegressorMixin, GroupedEstimator, auto_wrap_output_keys=Non
             Of several outcomes the mean.
         """
         mean = self.predict(X, groups=groups)
-        outcomes = _state_of(self).reader.outcomes(X, y, len(mean))
+        outcomes = self._fitted().reader.outcomes(X, y, len(mean))
         weights = outcomes.trials
         if sample_weight is not None:
             weights = weights * np.asarray(sample_weight, dtype=np.float64)
@@ -658,7 +657,7 @@ class CxVAERegressor(RegressorMixin, GroupedEstimator, auto_wrap_output_keys=Non
 
         With ``stack_codes=True`` they come as one array of shape (n_rows, U + M).
         """
-        state = _state_of(self)
+        state = self._fitted()
         reader = state.reader
         if y is None and (reader.formula is None or reader.formula.outcome is None):
             reader.split(X, groups)  # says what is wrong with X
@@ -713,7 +712,7 @@ class CxVAERegressor(RegressorMixin, GroupedEstimator, auto_wrap_output_keys=Non
         y : ndarray of shape (n_rows, n_samples) or (n_rows, n_samples, M)
             For family="binomial" numbers of successes among the trials.
         """
-        state, rng = _state_of(self), check_random_state(random_state)
+        state, rng = self._fitted(), check_random_state(random_state)
         batch, labels = state.reader.rows(X, groups, trials=trials)
         batch = batch.to(device=state.model.device)
         index = pd.Index(np.zeros(batch.n_rows, dtype=int)) if labels is None else labels
@@ -772,7 +771,7 @@ class CxVAERegressor(RegressorMixin, GroupedEstimator, auto_wrap_output_keys=Non
         ValueError
             If a target group occurs neither in the fit nor in `context`, or there is no source group.
         """
-        state = _state_of(self)
+        state = self._fitted()
         reader, model = state.reader, state.model
         levels = None if quantiles is None else check_levels(quantiles, "quantiles")
         frame, in_column = reader.split(X, None)
@@ -819,7 +818,7 @@ class CxVAERegressor(RegressorMixin, GroupedEstimator, auto_wrap_output_keys=Non
         -------
         text : str
         """
-        state = _state_of(self)
+        state = self._fitted()
         sizes = state.groups.summaries.sizes
         of_model = mixed_model_tables(state.reader, state.model, state.mixed_model)
         correlations = of_model.intraclass_correlation()
@@ -848,7 +847,7 @@ class CxVAERegressor(RegressorMixin, GroupedEstimator, auto_wrap_output_keys=Non
             lines += ["", title, table.to_string(float_format=lambda x: f"{x:.4f}")]
         return "\n".join(lines)
 
-    def _learned(self, state: ScoreState) -> dict[str, Any]:  # type: ignore[override]
+    def _learned(self, state: ScoreState) -> dict[str, Any]:
         reader = state.reader
         q_u = state.groups.posterior(state.model)
         names = [f"u{j}" for j in range(q_u.loc.shape[1])]
@@ -907,10 +906,6 @@ class _Rows(NamedTuple):
     eta: Tensor
 
 
-def _state_of(estimator: CxVAERegressor) -> ScoreState:
-    return cast(ScoreState, estimator._fitted())
-
-
 @torch.no_grad()
 def _chunks(
     estimator: CxVAERegressor,
@@ -924,7 +919,7 @@ def _chunks(
     trials: Any = 1,
 ) -> Iterator[_Rows]:
     """Some rows of a table at a time, in the caller's order."""
-    state = _state_of(estimator)
+    state = estimator._fitted()
     batch, labels = state.reader.rows(X, groups, y=y, has_y=has_y, trials=trials)
     batch, decoder = batch.to(device=state.model.device), state.model.decoder
     q_u, position = _posterior(estimator, labels, context, strict_groups)
@@ -953,7 +948,7 @@ def _posterior(
     estimator: CxVAERegressor, labels: pd.Index | None, context: Any, strict_groups: bool
 ) -> tuple[FullNormal, NDArray[np.intp]]:
     """q(u) of each distinct label, a new group first, and the position of each label among them."""
-    state = _state_of(estimator)
+    state = estimator._fitted()
     known = _known(state, context)
     if context is not None:
         _warn_of_idle_context(known, state, context, labels)
@@ -1041,7 +1036,7 @@ def _group_effects(state: ScoreState, q_u: FullNormal, n_samples: int) -> pd.Dat
 
 def _in_units(estimator: CxVAERegressor, values: Tensor) -> NDArray[np.float64]:
     """Outcomes (*, D), not means, in the units of the table."""
-    return _state_of(estimator).reader.in_units(values.double().cpu().numpy())
+    return estimator._fitted().reader.in_units(values.double().cpu().numpy())
 
 
 def _squeezed(values: NDArray) -> NDArray[np.float64]:

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 import torch
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from torch import Tensor
 
 from skgroupvae.batch import Batch
-from skgroupvae.data.checks import caller_level, check_hidden_sizes
+from skgroupvae.data.checks import check_hidden_sizes
 from skgroupvae.data.outcome_reader import OutcomeReader
 from skgroupvae.data.reader import Table
 from skgroupvae.devices import resolve_device
 from skgroupvae.estimators.choice import choose_model
-from skgroupvae.estimators.known import known_from
-from skgroupvae.estimators.latent_fit import resume, with_table
+from skgroupvae.estimators.fitting import Trained, judged, resume, some_groups, train_from_start
+from skgroupvae.estimators.known import known_from, with_table
 from skgroupvae.mixed_model.generalized import laplace_posterior, mixed_log_likelihood, mixed_model_of
 from skgroupvae.mixed_model.initialize import start_at_mixed_model
 from skgroupvae.mixed_model.linear import LinearMixedModel
@@ -42,11 +40,6 @@ __all__ = ["fit_scores", "learn_more_scores", "mixed_model_tables"]
 # (examples/mixed_model_benchmark.py).
 _MIN_AUTO_STEPS, _MAX_AUTO_STEPS = 200, 800
 _AUTO_STEPS_PER_ROOT = 25
-# Learning rates, as shares of the one asked for, of the first training and of the second that a bad end gets.
-_RATES = (1.0, 0.3)
-# Groups of the fit that are asked whether a network ended below its start, and nats per row that count:
-# log-likelihoods by importance sampling are exact to less.
-_CHECKED_GROUPS, _LEAST_SHORTFALL = 256, 1e-3
 
 
 @dataclass(frozen=True)
@@ -225,18 +218,11 @@ def _fitted(job: _Job, choice: Choice, batch: Batch, last: ScoreState | None) ->
     resumed = last.model if last is not None and is_resumed else None
     if choice.model == "linear":
         return _linear_fit(linear, batch, resumed), choice
-    fit, shortfall = _network_fit(job, batch, resumed)
-    if shortfall > _LEAST_SHORTFALL and choice.gain is not None:
-        reason = f"the network ended {shortfall:.4f} nats per row of the fit below it"
-        return _linear_fit(linear, batch, None), Choice("linear", reason, choice.gain)
-    if shortfall > _LEAST_SHORTFALL:
-        warnings.warn(
-            f"the network ended {shortfall:.4f} nats per row of the fit below the mixed model that it "
-            'started at; set decoder="auto" or "linear", a lower learning_rate or more max_epochs',
-            ConvergenceWarning,
-            stacklevel=caller_level(),
-        )
-    return fit, choice
+    trained, start = _network_fit(job, batch, resumed)
+    choice = judged(trained, choice)
+    if choice.model == "linear":
+        return _linear_fit(linear, batch), choice
+    return _Fit(trained.model, start, trained.history), choice
 
 
 def _started(
@@ -263,7 +249,7 @@ def _resumed(
         fitted.group_encoder.freeze(fitted.decoder)
     else:
         fitted.group_encoder.release()
-    model = cast(ScoreModel, resume(cast(Any, fitted), cast(Any, spec.build(generator).to(fitted.device))))
+    model = resume(fitted, spec.build(generator).to(fitted.device))
     model.decoder.set_penalty(penalty_weight)
     return model
 
@@ -304,25 +290,21 @@ def _linear_fit(job: _Job, batch: Batch, resumed: ScoreModel | None = None) -> _
     return _Fit(model, start, history)
 
 
-def _network_fit(job: _Job, batch: Batch, resumed: ScoreModel | None) -> tuple[_Fit, float]:
-    """A trained network, and how far it ended below the mixed model, in nats per row.
+def _network_fit(
+    job: _Job, batch: Batch, resumed: ScoreModel | None
+) -> tuple[Trained[ScoreModel], LinearMixedModel]:
+    """A trained network, and the mixed model that it started at."""
+    starts = []
 
-    A network that ended below its own start went wrong by too large steps: it is trained once more by smaller
-    ones, and the better of the two is kept.
-    """
-    settings = job.settings_for(batch.groups.n_groups)
-    best: tuple[_Fit, float] | None = None
-    for factor in _RATES if job.max_epochs == "auto" and resumed is None else _RATES[:1]:
+    def train_once(settings: TrainingSettings) -> Trained[ScoreModel]:
         model, start, generator = _started(job, batch, resumed)
-        slower = replace(settings, learning_rate=factor * settings.learning_rate)
-        history = _train(model, batch, slower, generator, job.verbose)
-        shortfall = _shortfall(_ready(model), job, batch)
-        if best is None or shortfall < best[1]:
-            best = _Fit(model, start, history), shortfall
-        if shortfall <= _LEAST_SHORTFALL or len(history) < settings.max_epochs:
-            break
-    assert best is not None
-    return best
+        starts.append(start)
+        history = _train(model, batch, settings, generator, job.verbose)
+        return Trained(model, history, _shortfall(_ready(model), job, batch))
+
+    may_retry = job.max_epochs == "auto" and resumed is None
+    trained = train_from_start(train_once, job.settings_for(batch.groups.n_groups), may_retry=may_retry)
+    return trained, starts[0]
 
 
 def _ready(model: ScoreModel) -> ScoreModel:
@@ -333,8 +315,7 @@ def _ready(model: ScoreModel) -> ScoreModel:
 def _shortfall(model: ScoreModel, job: _Job, batch: Batch) -> float:
     """Nats per row by which groups of the fit, some of them, are likelier under the mixed model."""
     linear = _ready(_started(replace(job, spec=replace(job.spec, has_network=False)), batch)[0])
-    shuffled = torch.randperm(batch.groups.n_groups, generator=torch.Generator().manual_seed(0))
-    some = batch.take_groups(shuffled[:_CHECKED_GROUPS].sort().values)
+    some = some_groups(batch)
     of_linear, of_network = (_log_likelihoods(part, some).sum() for part in (linear, model))
     shortfall = float(of_linear - of_network) / some.n_rows
     return shortfall if math.isfinite(shortfall) else math.inf
