@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from skgroupvae.data.checks import caller_level
-from skgroupvae.data.tables import as_pandas, check_unique_columns, some
+from skgroupvae.data.tables import as_pandas, check_unique_columns, is_polars_series, some
 
 __all__ = [
     "as_label_array",
@@ -180,6 +180,8 @@ def check_groups(groups: Any, n_rows: int, owner: str, *, warn: bool = False, na
 
 def check_labels_by_row(labels: Any, n_rows: int, name: str) -> pd.Index:
     """One label a row, from one label for all rows or a list, array or Series of labels."""
+    if is_polars_series(labels):
+        labels = labels.to_list()
     is_many = isinstance(labels, (list, np.ndarray, pd.Series, pd.Index, pd.api.extensions.ExtensionArray))
     if labels is None or not (is_many or isinstance(labels, Hashable)):
         raise ValueError(f"{name} must be one group label or one label a row, got {type(labels).__name__}")

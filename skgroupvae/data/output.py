@@ -9,9 +9,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from skgroupvae.data.labels import label_columns
-from skgroupvae.data.tables import as_pandas, is_polars
+from skgroupvae.data.tables import as_pandas, is_polars, is_polars_series
 
-__all__ = ["like_input"]
+__all__ = ["like_input", "like_outcomes"]
 
 
 def like_input(values: NDArray, original: Any, group_column: Any = None, labels: Any = None) -> Any:
@@ -55,6 +55,30 @@ def like_input(values: NDArray, original: Any, group_column: Any = None, labels:
         table[:, position] = np.asarray(part)
     table[:, np.setdiff1d(np.arange(original.shape[1]), columns)] = values
     return table
+
+
+def like_outcomes(values: NDArray, y: Any) -> Any:
+    """Outcomes as the container y came in: a Series, the columns of a DataFrame, or else an array.
+
+    Parameters
+    ----------
+    values : ndarray of shape (N,) or (N, M)
+    y : array-like, Series or DataFrame of shape (N,) or (N, columns)
+        Of a binomial outcome the first of its two columns, the successes, is what values are of.
+
+    Returns
+    -------
+    outcomes : ndarray, Series or DataFrame
+    """
+    if isinstance(y, pd.Series):
+        return pd.Series(values, index=y.index, name=y.name)
+    if isinstance(y, pd.DataFrame) or is_polars(y):
+        columns = values.reshape(len(values), -1)
+        named = dict(zip(y.columns, columns.T, strict=False))
+        return pd.DataFrame(named, index=y.index) if isinstance(y, pd.DataFrame) else type(y)(named)
+    if is_polars_series(y):
+        return type(y)(y.name, values)
+    return values
 
 
 def _label_parts(labels: Any, n_columns: int) -> list[NDArray]:

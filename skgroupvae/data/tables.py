@@ -8,13 +8,27 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-__all__ = ["as_frame", "as_pandas", "check_unique_columns", "is_numeric", "is_polars", "some"]
+__all__ = [
+    "as_frame",
+    "as_pandas",
+    "check_unique_columns",
+    "is_numeric",
+    "is_polars",
+    "is_polars_series",
+    "some",
+]
 
 
 def is_polars(X: Any) -> bool:
     """Whether X is a polars DataFrame; polars is not imported to find out."""
     polars = sys.modules.get("polars")
     return polars is not None and isinstance(X, polars.DataFrame)
+
+
+def is_polars_series(values: Any) -> bool:
+    """Whether values are a polars Series."""
+    polars = sys.modules.get("polars")
+    return polars is not None and isinstance(values, polars.Series)
 
 
 def as_pandas(X: Any) -> Any:

@@ -26,7 +26,14 @@ from skgroupvae.data.labels import (
 )
 from skgroupvae.data.reader import Table
 from skgroupvae.estimators.base import GroupedEstimator, as_given, in_codes_container
-from skgroupvae.estimators.known import known_from, with_average, with_own, with_table
+from skgroupvae.estimators.known import (
+    known_from,
+    positions_of_targets,
+    warn_of_unlike_groups,
+    with_average,
+    with_own,
+    with_table,
+)
 from skgroupvae.estimators.latent_fit import fit_latent, learn_more
 from skgroupvae.model import inference
 from skgroupvae.model.model import LatentModel
@@ -500,17 +507,12 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
         target = check_labels_by_row(target_group, len(x), "target_group")
         levels = None if quantiles is None else torch.from_numpy(check_levels(quantiles, "quantiles"))
         known = self._known(context)
+        warn_of_unlike_groups(known, source, target)
         table = state.reader.table(x, np.asarray(source))
         new = known.positions(table.labels) < 0
         own = known_from(state.model, table).take(np.flatnonzero(new))
         known = known.plus(own)
-        positions = known.positions(target)
-        is_average = (positions < 0) & np.array([label == "average" for label in target], dtype=bool)
-        if (positions[~is_average] < 0).any():
-            unknown = list(dict.fromkeys(target[(positions < 0) & ~is_average]))[:5]
-            raise ValueError(
-                f"target_group {unknown} does not occur in the fit; pass rows of it as context=(X, groups)"
-            )
+        positions = positions_of_targets(known, target, "context=(X, groups)")
         mean, spread = _translated(state.model, table, known, positions, levels)
         values = state.reader.in_units(table.in_given_order(mean, np.float64)).astype(table.dtype)
         moved = as_given(self, values, X, target)

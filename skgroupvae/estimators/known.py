@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from skgroupvae.batch import Batch
+from skgroupvae.data.labels import warn_of_unlike_labels
 from skgroupvae.data.reader import Table
+from skgroupvae.data.tables import some
 from skgroupvae.model.model import Model
 from skgroupvae.model.posteriors import DiagonalNormal, FullNormal
 from skgroupvae.model.summaries import Summaries
 from skgroupvae.state import KnownGroups
 
-__all__ = ["known_from", "with_average", "with_own", "with_table"]
+__all__ = [
+    "known_from",
+    "positions_of_targets",
+    "warn_of_unlike_groups",
+    "with_average",
+    "with_own",
+    "with_table",
+]
 
 
 def known_from(model: Model, table: Table) -> KnownGroups:
@@ -25,6 +36,26 @@ def known_from(model: Model, table: Table) -> KnownGroups:
 def with_table(known: KnownGroups, added: KnownGroups, table: Table) -> KnownGroups:
     """What is known once a table's groups are added; without labels all of them are new."""
     return known.plus(added) if table.has_labels else known.plus_new(added)
+
+
+def positions_of_targets(known: KnownGroups, target: pd.Index, remedy: str) -> NDArray[np.intp]:
+    """Position of each target group among the known ones, -1 for the average group."""
+    positions, is_average = known.positions(target), _is_average(target)
+    is_unknown = (positions < 0) & ~is_average
+    if is_unknown.any():
+        unknown = some(list(dict.fromkeys(target[is_unknown])))
+        raise ValueError(f"target_group {unknown} does not occur in the fit; pass rows of it as {remedy}")
+    return positions
+
+
+def warn_of_unlike_groups(known: KnownGroups, source: pd.Index, target: pd.Index) -> None:
+    """Warn of labels of `translate` that the fit would know if they were of another type."""
+    warn_of_unlike_labels(known.labels, source, "source_group")
+    warn_of_unlike_labels(known.labels, target[~_is_average(target)], "target_group")
+
+
+def _is_average(labels: pd.Index) -> NDArray[np.bool_]:
+    return np.asarray(labels == "average", dtype=bool)
 
 
 @torch.no_grad()

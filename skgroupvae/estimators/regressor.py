@@ -21,9 +21,17 @@ from torch import Tensor, nn
 from skgroupvae.batch import whole_group_batches
 from skgroupvae.data.checks import caller_level, check_levels
 from skgroupvae.data.labels import as_label_array, check_labels_by_row, warn_of_unlike_labels
+from skgroupvae.data.output import like_outcomes
 from skgroupvae.data.tables import some
 from skgroupvae.estimators.base import GroupedEstimator, in_codes_container
-from skgroupvae.estimators.known import known_from, with_average, with_own, with_table
+from skgroupvae.estimators.known import (
+    known_from,
+    positions_of_targets,
+    warn_of_unlike_groups,
+    with_average,
+    with_own,
+    with_table,
+)
 from skgroupvae.estimators.score_fit import fit_scores, learn_more_scores, mixed_model_tables
 from skgroupvae.model import prediction
 from skgroupvae.model.families import OUTCOME_FAMILIES
@@ -783,18 +791,10 @@ class CxVAERegressor(RegressorMixin, GroupedEstimator[ScoreState], auto_wrap_out
         batch, _ = reader.rows(X, None, y=y, has_y=True)
         batch = batch.to(device=model.device)
         known = _known(state, context)
-        for labels, name in ((source, "source_group"), (target, "target_group")):
-            is_average = np.array([label == "average" for label in labels], dtype=bool)
-            warn_of_unlike_labels(known.labels, labels[~is_average], name)
+        warn_of_unlike_groups(known, source, target)
         own = known_from(model, reader.labelled(X, y, np.asarray(source)))
         known = known.plus(own.take(np.flatnonzero(known.positions(own.labels) < 0)))
-        at_target = known.positions(target)
-        is_average = (at_target < 0) & np.array([label == "average" for label in target], dtype=bool)
-        if (at_target[~is_average] < 0).any():
-            unknown = some(list(dict.fromkeys(target[(at_target < 0) & ~is_average])))
-            raise ValueError(
-                f"target_group {unknown} does not occur in the fit; pass rows of it as context=(X, y, groups)"
-            )
+        at_target = positions_of_targets(known, target, "context=(X, y, groups)")
         # The groups that occur and, last, the average group, whose u is known to be 0.
         used, where = np.unique(np.concatenate([known.positions(source), at_target]), return_inverse=True)
         used_known = used[used >= 0]
@@ -806,7 +806,7 @@ class CxVAERegressor(RegressorMixin, GroupedEstimator[ScoreState], auto_wrap_out
                 model, batch, q_u, positions[:n_rows], positions[n_rows:], self.n_prediction_samples
             )
         draws = _in_units(self, moved)
-        mean = _like_outcomes(_squeezed(draws.mean(0)), y)
+        mean = like_outcomes(_squeezed(draws.mean(0)), y)
         if levels is None:
             return mean
         return mean, _squeezed(np.moveaxis(np.quantile(draws, levels, axis=0), 0, 1))
@@ -1047,14 +1047,3 @@ def _squeezed(values: NDArray) -> NDArray[np.float64]:
 def _n_observed(values: Tensor, mask: Tensor | None) -> NDArray[np.float64]:
     """1 for each cell (N, D) that is observed, else 0."""
     return np.ones(values.shape) if mask is None else mask.double().cpu().numpy()
-
-
-def _like_outcomes(values: NDArray, y: Any) -> Any:
-    """Outcomes in the container of y: a Series, the columns of a DataFrame, or else an array."""
-    if isinstance(y, pd.Series):
-        return pd.Series(values, index=y.index, name=y.name)
-    if isinstance(y, pd.DataFrame):
-        columns = values.reshape(len(values), -1)
-        # Of a binomial outcome the successes, the first of its two columns.
-        return pd.DataFrame(columns, index=y.index, columns=list(y.columns)[: columns.shape[1]])
-    return values

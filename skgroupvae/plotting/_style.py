@@ -61,11 +61,6 @@ class Display:
         """Raise an error if the estimator cannot be drawn, before anything slow is computed."""
         import_pyplot()
         check_is_fitted(estimator)
-        if hasattr(estimator, "outcomes_"):
-            name = next(iter(estimator.outcomes_))
-            raise ValueError(
-                f"estimator has several outcomes; pass the model of one: estimator.outcomes_[{name!r}]"
-            )
         missing = [name for name in needed if not hasattr(estimator, name)]
         if missing:
             raise TypeError(
