@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from skgroupvae.batch import Batch, RandomTerm
-from skgroupvae.mixed_model.linear import LinearMixedModel, fit_linear_mixed_model
+from skgroupvae.mixed_model.linear import LinearMixedModel, fit_linear_mixed_model, parameters_of, shape_of
 from skgroupvae.model.families import Family
 from skgroupvae.model.likelihood import Likelihood
 from skgroupvae.model.mixed_decoder import MixedModelDecoder
@@ -183,11 +183,9 @@ def _scaled(fitted: LinearMixedModel, factors: Tensor, shifts: Tensor) -> Linear
     by_effect = factors.repeat_interleave(len(fitted.loadings[0]) // n_outcomes)
     loadings, residual = by_effect[:, None] * fitted.loadings[0], factors[:, None] * fitted.residual
     # Loadings relative to the residual, and logarithms but for a constant, stay as they are.
-    rows, cols = torch.tril_indices(n_outcomes, n_outcomes)
-    of_residual = torch.where(rows == cols, 1.0, factors[rows])
+    shape = shape_of(fitted)
     slopes = torch.ones_like(fitted.parameters)
-    if not _is_diagonal(fitted):
-        slopes[-len(rows) :] = of_residual
+    slopes[shape.n_loadings :] = torch.where(shape.on_diagonal, 1.0, factors[shape.residual_entries[0]])
     return replace(
         fitted,
         fixed=fixed,
@@ -195,27 +193,9 @@ def _scaled(fitted: LinearMixedModel, factors: Tensor, shifts: Tensor) -> Linear
         loadings=(loadings,),
         residual=residual,
         effects=(fitted.effects[0] * by_effect,),
-        parameters=_parameters_at(fitted, loadings, residual),
+        parameters=parameters_of(fitted, loadings, residual),
         parameters_covariance=slopes[:, None] * fitted.parameters_covariance * slopes,
     )
-
-
-def _is_diagonal(fitted: LinearMixedModel) -> bool:
-    """Whether the parameters tell the residual by its D logarithms only."""
-    (n_effects, rank), n_outcomes = fitted.loadings[0].shape, len(fitted.residual)
-    return len(fitted.parameters) == len(torch.tril_indices(n_effects, rank)[0]) + n_outcomes
-
-
-def _parameters_at(fitted: LinearMixedModel, loadings: Tensor, residual: Tensor) -> Tensor:
-    """Parameters of these loadings (D Q, R) and residual (D, D): the inverse of `factors_of`."""
-    rows, cols = torch.tril_indices(*loadings.shape)
-    by_outcome = loadings.reshape(len(residual), -1)
-    ratio = torch.linalg.solve_triangular(residual, by_outcome, upper=False).reshape(loadings.shape)
-    if _is_diagonal(fitted):
-        return torch.cat([ratio[rows, cols], residual.diagonal().log()])
-    logs = residual - residual.diagonal().diag() + residual.diagonal().log().diag()
-    at = torch.tril_indices(*residual.shape)
-    return torch.cat([ratio[rows, cols], logs[at[0], at[1]]])
 
 
 # --- the likelihood, and what was learned ---
@@ -290,5 +270,5 @@ def mixed_model_of(decoder: MixedModelDecoder, start: LinearMixedModel) -> Linea
         fixed=decoder.fixed.detach().double().cpu().clone(),
         loadings=(loadings,),
         residual=residual,
-        parameters=_parameters_at(start, loadings, residual),
+        parameters=parameters_of(start, loadings, residual),
     )

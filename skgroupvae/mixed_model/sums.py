@@ -13,9 +13,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from skgroupvae.batch import Segments
+from skgroupvae.batch import Batch, RandomTerm, Segments
 
-__all__ = ["Rows", "Sums", "aggregate", "crossproducts", "moments", "sum_by_pattern", "sums_of"]
+__all__ = ["Rows", "Sums", "aggregate", "crossproducts", "moments", "rows_of", "sum_by_pattern", "sums_of"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,11 @@ class Rows:
         weights = self.weights[:, None].expand(self.values.shape)
         weights = weights if self.root is None else weights * self.root.square()
         return weights if self.mask is None else weights * self.mask
+
+    def residuals(self, fixed: Tensor) -> Rows:
+        """With the fixed part of coefficients (P, D) taken from the values."""
+        values = self.values - self.design @ fixed
+        return replace(self, values=values if self.mask is None else values * self.mask)
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,11 @@ class Sums:
         return self.cross[..., self.columns]
 
     @cached_property
+    def n_copies(self) -> Tensor:
+        """How many groups each stands for (G,)."""
+        return self.n_rows.new_ones(self.n_groups) if self.copies is None else self.copies
+
+    @cached_property
     def n_cells(self) -> float:
         """Observed cells of all rows."""
         return float(self.n_rows @ self.observed.to(self.n_rows).sum(1))
@@ -145,6 +155,31 @@ class Sums:
     def at_pairs(self, by_pattern: Tensor) -> Tensor:
         """Each pair's pattern: (K, *) -> (J, *), or (1, *) if there is one pattern."""
         return by_pattern if self.pattern is None else by_pattern[self.pattern]
+
+
+def rows_of(batch: Batch, term: RandomTerm, precisions: Tensor | None) -> Rows:
+    """The table in float64 on the CPU.
+
+    Parameters
+    ----------
+    batch : Batch
+    term : RandomTerm
+    precisions : Tensor of shape (N, D) or None
+        Those that the outcomes of each row share are told once.
+    """
+    batch = batch.to(device=torch.device("cpu"), dtype=torch.float64)
+    mask = None if batch.mask is None or bool(batch.mask.all()) else batch.mask
+    values, root = batch.values, None
+    if mask is not None:
+        values = torch.where(mask, values, torch.zeros_like(values))
+    if precisions is not None:
+        root = precisions.detach().to("cpu", torch.float64).sqrt()
+        if mask is not None:
+            root = torch.where(mask, root, torch.ones_like(root))
+        if bool((root == root[:, :1]).all()):
+            root = root[:, :1]
+    factor = batch.factors[term.factor]
+    return Rows(values, batch.design, batch.weights, factor, list(term.columns), mask, root)
 
 
 def sums_of(rows: Rows) -> Sums:
