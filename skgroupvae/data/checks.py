@@ -50,8 +50,9 @@ SCALE_RANGE = (math.exp(-9.0), math.exp(4.0))
 def caller_level() -> int:
     """The `stacklevel` of a warning that is about a call from outside the package."""
     frame, level = sys._getframe(1), 1
-    # A doctest's globals have no name; a script's is "__main__".
-    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("skgroupvae."):
+    # torch steps in where it decorates. The globals of a doctest have no name; those of a script, "__main__".
+    inside = ("skgroupvae.", "torch.")
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith(inside):
         frame, level = frame.f_back, level + 1
     return level
 

@@ -230,8 +230,11 @@ def read_outcomes(
     values = np.column_stack([_numbers(column, argument) for column in columns.values()])
     check_outcome_length(len(values), n_rows, argument)
     if np.isinf(values).any():
-        row = np.argwhere(np.isinf(values))[0][0]
-        raise ValueError(f"{argument} contains infinite values (inf), first at row {row}; drop these rows")
+        row, column = np.argwhere(np.isinf(values))[0]
+        raise ValueError(
+            f"{argument} contains infinite values (inf), first in outcome {list(columns)[column]!r} at row "
+            f"{row}; drop these rows"
+        )
     observed = ~np.isnan(values)
     absent = [name for name, known in zip(columns, observed.T, strict=True) if not known.any()]
     if names is None and absent:

@@ -135,11 +135,6 @@ class OutcomeReader:
         return self.design.formula if isinstance(self.design, FormulaDesign) else None
 
     @property
-    def names_groups(self) -> bool:
-        """Whether tables hold the labels."""
-        return self.group_column is not None or (self.formula is not None and bool(self.formula.random))
-
-    @property
     def center(self) -> NDArray[np.float64]:
         return np.array([column.center for column in self.columns])
 

@@ -639,6 +639,8 @@ class CxVAERegressor(RegressorMixin, GroupedEstimator[ScoreState], auto_wrap_out
         if sample_weight is not None:
             weights = weights * np.asarray(sample_weight, dtype=np.float64)
         observed = np.ones(outcomes.values.shape, dtype=bool) if outcomes.mask is None else outcomes.mask
+        if not observed.any(axis=0).all():
+            raise ValueError("y has an outcome without a value in any row, which has no R²; leave it out")
         columns = zip(outcomes.values.T, mean.reshape(outcomes.values.shape).T, observed.T, strict=True)
         scores = [
             r2_score(y[known], expected[known], sample_weight=weights[known])
@@ -1031,7 +1033,9 @@ def _group_effects(state: ScoreState, q_u: FullNormal, n_samples: int) -> pd.Dat
             table[f"{name} sd"] = effect[..., j].std(0)
     n_rows = state.groups.summaries.sizes.cpu().numpy()
     frames = [pd.DataFrame(table | {"n_rows": n_rows}, index=state.groups.labels) for table in tables]
-    return frames[0] if len(frames) == 1 else pd.concat(dict(zip(reader.names, frames, strict=True)))
+    if len(frames) == 1:
+        return frames[0]
+    return pd.concat(dict(zip(reader.names, frames, strict=True)), names=["outcome"])
 
 
 def _in_units(estimator: CxVAERegressor, values: Tensor) -> NDArray[np.float64]:

@@ -43,7 +43,7 @@ def table_index(outcomes: Sequence[str], names: Sequence[Sequence[str]]) -> pd.I
     if len(outcomes) == 1:
         return pd.Index(list(names[0]))
     pairs = [(outcome, name) for outcome, own in zip(outcomes, names, strict=True) for name in own]
-    return pd.MultiIndex.from_tuples(pairs)
+    return pd.MultiIndex.from_tuples(pairs, names=["outcome", None])
 
 
 class MixedModelTables:

@@ -205,6 +205,11 @@ DATA_KINDS: Mapping[str, Kind] = MappingProxyType(
             lambda x, zone, name: _in_zone(pd.DatetimeIndex(x, name=name), zone),
         ),
         "index": Kind(pd.Index, _index_parts, _index),
+        "multi_index": Kind(
+            pd.MultiIndex,
+            lambda x: [[x.get_level_values(j) for j in range(x.nlevels)], list(x.names)],
+            lambda levels, names: pd.MultiIndex.from_arrays(levels, names=names),
+        ),
         "frame": Kind(pd.DataFrame, _frame_parts, _frame),
         "random_state": Kind(np.random.RandomState, lambda x: x.get_state(legacy=True), _random_state),
     }

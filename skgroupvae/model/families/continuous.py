@@ -18,6 +18,17 @@ __all__ = ["GaussianFamily", "NormalFamily", "StudentTFamily"]
 _MAX_SQUARE = 9.0
 
 
+def _gauss_hermite(n_nodes: int) -> list[tuple[float, float]]:
+    """Inverse hyperbolic sines of the nodes that are not negative, with the weights of both signs."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(n_nodes)
+    middle = n_nodes // 2
+    weights = weights[middle:] * np.r_[1.0, np.full(middle, 2.0)]
+    return list(zip(np.arcsinh(nodes[middle:]).tolist(), (weights / weights.sum()).tolist(), strict=True))
+
+
+_ANGLES_AND_WEIGHTS = _gauss_hermite(15)
+
+
 class NormalFamily(Family):
     """Normal errors; the scale may depend on x and u."""
 
@@ -86,17 +97,6 @@ class GaussianFamily(Family):
     # With lighter tails the log density of an outlier falls so fast that one bad step ends a fit.
     max_deviation = (1.5, 1.0, 0.5)
 
-    def __init__(self) -> None:
-        super().__init__()
-        nodes, weights = np.polynomial.hermite_e.hermegauss(15)
-        # Nodes of both signs as one.
-        nodes, weights = nodes[7:], weights[7:] * np.r_[1.0, np.full(7, 2.0)]
-        self.register_buffer("nodes", torch.tensor(nodes, dtype=torch.float32))
-        self.register_buffer("weights", torch.tensor(weights / weights.sum(), dtype=torch.float32))
-
-    nodes: Tensor
-    weights: Tensor
-
     def working_outcome(self, y: Tensor) -> Tensor:
         return y
 
@@ -154,8 +154,8 @@ class GaussianFamily(Family):
         loc, log_scale, skew, log_tail = self._split(eta)
         thin = (-log_tail).exp()
         even = double = torch.zeros_like(loc)
-        for node, weight in zip(self.nodes, self.weights, strict=True):
-            cosh = torch.cosh(thin * torch.asinh(node))
+        for angle, weight in _ANGLES_AND_WEIGHTS:
+            cosh = torch.cosh(thin * angle)
             even = even + weight * cosh
             double = double + weight * (2.0 * cosh.square() - 1.0)
         odd = torch.sinh(thin * skew)
