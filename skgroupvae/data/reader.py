@@ -102,12 +102,15 @@ class ObservationReader:
         How each of them is standardized, and the family that it has.
     has_groups : bool
         Whether the fit had labels.
+    group_column : str, int, list, tuple or None
+        Column of the labels.
     """
 
     owner: str
     seen: SeenColumns
     columns: tuple[Column, ...]
     has_groups: bool
+    group_column: str | int | list | tuple | None = None
 
     @classmethod
     def learn(cls, X: Any, groups: Any, group_column: Any, owner: str) -> tuple[Self, Table]:
@@ -119,14 +122,14 @@ class ObservationReader:
             Column(str(name), "numeric", float(center), float(scale), family="normal")
             for name, center, scale in zip(names, *center_and_scale(x), strict=True)
         )
-        reader = cls(owner, seen, columns, labels is not None)
+        reader = cls(owner, seen, columns, labels is not None, group_column)
         return reader, reader._labelled(x, labels, warn=True)
 
     def again(self, X: Any, groups: Any, group_column: Any) -> tuple[Self, Table]:
         """A table that the fit is to resume with, and the reader that follows: standardized as before."""
         table, labels = split_group_column(X, group_column, groups)
         x, _ = check_table(table, owner=self.owner, seen=self.seen)
-        reader = replace(self, has_groups=labels is not None)
+        reader = replace(self, has_groups=labels is not None, group_column=group_column)
         return reader, reader._labelled(x, labels, warn=True)
 
     @property
@@ -137,14 +140,14 @@ class ObservationReader:
     def scale(self) -> NDArray[np.float64]:
         return np.array([column.scale for column in self.columns])
 
-    def split(self, X: Any, group_column: Any, groups: Any = None, name: str = "X") -> tuple[NDArray, Any]:
+    def split(self, X: Any, groups: Any = None, name: str = "X") -> tuple[NDArray, Any]:
         """Checked columns (N, D), in the units of the table, and the labels."""
-        table, labels = split_group_column(X, group_column, groups)
+        table, labels = split_group_column(X, self.group_column, groups)
         return check_table(table, owner=self.owner, seen=self.seen, name=name)[0], labels
 
-    def read(self, X: Any, groups: Any, group_column: Any, names: tuple[str, str] = ("X", "groups")) -> Table:
+    def read(self, X: Any, groups: Any, names: tuple[str, str] = ("X", "groups")) -> Table:
         """A table like that of the fit; without labels each row is a group of its own."""
-        x, labels = self.split(X, group_column, groups, names[0])
+        x, labels = self.split(X, groups, names[0])
         return self._labelled(x, labels, name=names[1])
 
     def rows_alone(self, table: Table) -> Batch:

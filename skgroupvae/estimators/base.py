@@ -35,7 +35,6 @@ class GroupedEstimator(TransformerMixin, BaseEstimator, ABC, Generic[_State], au
     _state: _State
     _sklearn_output_config: dict[str, str]
     stack_codes: bool
-    group_column: Any
 
     def __sklearn_is_fitted__(self) -> bool:
         return "_state" in vars(self)
@@ -212,7 +211,7 @@ def in_codes_container(estimator: GroupedEstimator[Any], X: Any, u: NDArray, v: 
 
 def as_given(estimator: GroupedEstimator[Any], values: NDArray, X: Any, labels: Any) -> Any:
     """Rows in the container of X, with labels in its group columns."""
-    return like_input(values, X, estimator.group_column, labels)
+    return like_input(values, X, estimator._fitted().reader.group_column, labels)
 
 
 def _container(estimator: GroupedEstimator[Any], codes: NDArray, original: Any, columns: list[str]) -> Any:

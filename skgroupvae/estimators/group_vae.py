@@ -414,7 +414,7 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
         state, table = self._fitted(), self._read(X, groups)
         means = [inference.reconstruct(state.model, batch, q_u) for batch, q_u in _chunks(state.model, table)]
         values = state.reader.in_units(table.in_given_order(torch.cat(means), np.float64)).astype(table.dtype)
-        _, labels = split_group_column(X, self.group_column, None)
+        _, labels = split_group_column(X, state.reader.group_column, None)
         return as_given(self, values, X, labels)
 
     def inverse_transform(self, u: Any, v: Any = None) -> Any:
@@ -500,7 +500,7 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
             If a target group occurs neither in the fit nor in `context`, or there is no source group.
         """
         state = self._fitted()
-        x, in_column = state.reader.split(X, self.group_column)
+        x, in_column = state.reader.split(X)
         source = check_labels_by_row(
             in_column if source_group is None else source_group, len(x), "source_group"
         )
@@ -756,8 +756,8 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
     def _read(self, X: Any, groups: Any, names: tuple[str, str] = ("X", "groups")) -> Table:
         """A table that the fitted estimator is asked about."""
         state = self._fitted()
-        table = state.reader.read(X, groups, self.group_column, names)
-        if groups is None and self.group_column is None and state.reader.has_groups:
+        table = state.reader.read(X, groups, names)
+        if groups is None and state.reader.group_column is None and state.reader.has_groups:
             warnings.warn(
                 f"{type(self).__name__} was fitted with groups and now got none, so each of these rows is "
                 "taken for a group of its own; pass groups=, or set group_column before the fit",
@@ -776,7 +776,7 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
                 "context must be a pair (X, groups), rows and their labels; or None for what is known from "
                 "the fit"
             )
-        if context[1] is None and self.group_column is None:
+        if context[1] is None and state.reader.group_column is None:
             raise ValueError("context=(X, groups) has no groups; pass one label a row of it")
         table = self._read(context[0], context[1], ("X of context", "groups of context"))
         return state.groups.plus(known_from(state.model, table))

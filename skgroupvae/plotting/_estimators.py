@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
+import itertools
 import re
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ __all__ = [
     "outcome_position",
     "predict_new_group",
     "read_table",
+    "without_labels",
 ]
 
 # Number of instance codes that the mean of a group is averaged over.
@@ -31,35 +32,70 @@ _NAME = r"(`[^`]+`|[^\s()`|~+*:]+)"
 _OUTCOME, _GROUP = re.compile(rf"\s*{_NAME}\s*~"), re.compile(rf"\|\s*{_NAME}\s*\)")
 
 
-def read_table(estimator: Any, X: Any, y: Any, groups: Any) -> tuple[Any, Any, Any, Any]:
-    """Estimator, table, outcome and labels apart, wherever the estimator reads them from.
+class Reading(NamedTuple):
+    """What an estimator reads from the arguments of a display.
 
-    With a `group_column` the table that comes back lacks it, and so does the estimator that comes back; the
-    one that was passed stays as it is. With a formula the table keeps all its columns, as the estimator reads
-    outcome and labels there.
+    Attributes
+    ----------
+    columns : array or DataFrame of shape (n_rows, n_columns)
+        The table without the estimator's `group_column`.
+    y : array-like of shape (n_rows,) or (n_rows, M), or None
+        Outcome, also where a formula reads it from the table.
+    labels : sequence of length n_rows, or None
+        Group labels, also where the estimator reads them from the table.
+    groups : sequence of length n_rows, or None
+        What the estimator's methods are to be passed: None where they read labels from the table.
     """
-    estimator, X, groups = _split_labels(estimator, X, groups)
-    outcome, group = _names_in_formula(estimator)
+
+    columns: Any
+    y: Any
+    labels: Any
+    groups: Any
+
+
+def read_table(estimator: Any, X: Any, y: Any, groups: Any) -> Reading:
+    """Columns, outcome and labels apart, wherever the estimator reads them from."""
+    outcome, _ = _names_in_formula(estimator)
     if y is None and outcome is not None:
         y = table_column(X, column_position(X, outcome, "formula"))
-    if groups is None and group is not None:
-        groups = table_column(X, column_position(X, group, "formula"))
-    return estimator, X, y, groups
+    where = _label_positions(estimator, X)
+    column = getattr(estimator, "group_column", None)
+    # A formula's labels may be passed once more.
+    if not where or (column is None and groups is not None):
+        return Reading(X, y, groups, groups)
+    if groups is not None:
+        raise ValueError("groups= and group_column are both given; pass one of them")
+    parts = [table_column(X, position) for position in where]
+    labels = list(zip(*parts, strict=True)) if isinstance(column, (list, tuple)) else list(parts[0])
+    return Reading(without_labels(estimator, X), y, labels, None)
+
+
+def without_labels(estimator: Any, X: Any) -> Any:
+    """A table without the estimator's `group_column`; that of a formula stays among the columns."""
+    if getattr(estimator, "group_column", None) is None:
+        return X
+    where = _label_positions(estimator, X)
+    kept = [j for j in range(len(column_names(X))) if j not in where]
+    return X[[X.columns[j] for j in kept]] if hasattr(X, "columns") else np.asarray(X)[:, kept]
 
 
 def predict_new_group(estimator: Any, X: Any) -> NDArray[np.float64]:
     """Prediction of each row as if it were of a group of which nothing is known."""
-    _, group = _names_in_formula(estimator)
-    if group is None:
+    where = _label_positions(estimator, X)
+    if not where:
         return estimator.predict(X)
-    # With a formula the labels are in the table, so leaving `groups` out does not hide them.
-    unseen, known = "a new group", set(estimator.group_codes_.index)
-    while unseen in known:
-        unseen += "'"
-    labels = [unseen] * len(X)
+    # The labels are in the table, so leaving `groups` out does not hide them.
+    known = {str(label) for label in estimator.group_codes_.index}
+    names = ("a new group" + "'" * count for count in itertools.count())
+    unseen = [next(name for name in names if not any(name in label for label in known))] * len(X)
+    if not hasattr(X, "columns"):
+        table = np.array(X, dtype=object)
+        table[:, where[0]] = unseen
+        return estimator.predict(table)
+    name = X.columns[where[0]]
     if hasattr(X, "assign"):
-        return estimator.predict(X.assign(**{group: labels}))
-    return estimator.predict(X.with_columns(type(X[group])(group, labels)))  # polars
+        return estimator.predict(X.assign(**{name: unseen}))
+    return estimator.predict(X.with_columns(type(X[name])(name, unseen)))  # polars
 
 
 def outcome_position(estimator: Any, y: Any, column: Any) -> int | None:
@@ -81,20 +117,15 @@ def _names_in_formula(estimator: Any) -> tuple[str | None, str | None]:
     return outcome and outcome[1].strip("`"), group and group[1].strip("`")
 
 
-def _split_labels(estimator: Any, X: Any, groups: Any) -> tuple[Any, Any, Any]:
-    """Estimator, table and labels apart, also where the estimator reads labels from a `group_column`."""
-    wanted = getattr(estimator, "group_column", None)
+def _label_positions(estimator: Any, X: Any) -> list[int]:
+    """Positions of the columns of X that the estimator reads labels from."""
+    wanted, argument = getattr(estimator, "group_column", None), "group_column"
     if wanted is None:
-        return estimator, X, groups
-    if groups is not None:
-        raise ValueError("groups= and group_column are both given; pass one of them")
+        wanted, argument = _names_in_formula(estimator)[1], "formula"
+    if wanted is None:
+        return []
     several = isinstance(wanted, (list, tuple))
-    where = [column_position(X, name, "group_column") for name in (wanted if several else [wanted])]
-    parts = [table_column(X, position) for position in where]
-    kept = [j for j in range(len(column_names(X))) if j not in where]
-    table = X[[X.columns[j] for j in kept]] if hasattr(X, "columns") else np.asarray(X)[:, kept]
-    labels = list(zip(*parts, strict=True)) if several else list(parts[0])
-    return copy.copy(estimator).set_params(group_column=None), table, labels
+    return [column_position(X, name, argument) for name in (wanted if several else [wanted])]
 
 
 def codes_of(estimator: Any, X: Any, y: Any, groups: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -171,17 +171,17 @@ class PredictiveCheckDisplay(Display):
         regression = is_regressor(estimator)
         cls._check_estimator(estimator, "sample_y" if regression else "sample")
         check_count(n_samples, "n_samples")
-        estimator, X, y, groups = read_table(estimator, X, y, groups)
-        index, labels = factorize(groups, len(X))
+        columns, y, by_row, groups = read_table(estimator, X, y, groups)
+        index, labels = factorize(by_row, len(X))
         if regression:
             chosen = outcome_position(estimator, y, column)
             outcome = y if chosen is None else table_column(y, chosen)
             finite_column(outcome, "y", len(X))
             drawn = estimator.sample_y(X, n_samples, groups=groups, random_state=random_state)
-            return cls.from_predictions(outcome, one_outcome(drawn, chosen), groups=groups, **options)
-        position = column_position(X, column)
+            return cls.from_predictions(outcome, one_outcome(drawn, chosen), groups=by_row, **options)
+        position = column_position(columns, column)
         drawn = column_draws(estimator, position, index, labels, n_samples, random_state)
-        return cls.from_predictions(table_column(X, position), drawn, groups=groups, **options)
+        return cls.from_predictions(table_column(columns, position), drawn, groups=by_row, **options)
 
     @classmethod
     def from_predictions(

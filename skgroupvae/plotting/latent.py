@@ -116,10 +116,10 @@ class LatentMapDisplay(Display):
         cls._check_estimator(estimator, "transform")
         if kind not in _KINDS:
             raise ValueError(f"kind must be 'u' (group codes) or 'v' (instance codes), got {kind!r}")
-        estimator, table, y, groups = read_table(estimator, X, y, groups)
-        of_rows, _ = factorize(groups, len(table))
+        _, y, by_row, groups = read_table(estimator, X, y, groups)
+        of_rows, _ = factorize(by_row, len(X))
         shade = read_color(color, X)
-        points = codes_of(estimator, table, y, groups)[0 if kind == "u" else 1]
+        points = codes_of(estimator, X, y, groups)[0 if kind == "u" else 1]
         if kind == "u":
             first = np.unique(of_rows, return_index=True)[1]
             points, shade = points[first], None if shade is None else color_by_group(shade, of_rows)

@@ -134,8 +134,8 @@ class ShrinkageDisplay(Display):
         """
         regression = is_regressor(estimator)
         cls._check_estimator(estimator, "predict" if regression else "inverse_transform")
-        estimator, X, y, groups = read_table(estimator, X, y, groups)
-        index, labels = factorize(groups, len(X))
+        columns, y, by_row, groups = read_table(estimator, X, y, groups)
+        index, labels = factorize(by_row, len(X))
         if regression:
             chosen = outcome_position(estimator, y, column)
             values, name = finite_column(y if chosen is None else table_column(y, chosen), "y", len(X))
@@ -143,8 +143,8 @@ class ShrinkageDisplay(Display):
             raw, inferred = values - new, one_outcome(estimator.predict(X, groups=groups), chosen) - new
             overall, name = 0.0, f"{name or 'outcome'} minus prediction for a new group"
         else:
-            position = column_position(X, column)
-            raw, name = finite_column(table_column(X, position), "X")
+            position = column_position(columns, column)
+            raw, name = finite_column(table_column(columns, position), "X")
             inferred = expected_column(estimator, X, groups, index, position)[index]
             overall, name = float(raw.mean()), name or "value"
         means, n_rows = group_means(raw, index)

@@ -12,7 +12,7 @@ from sklearn.base import is_regressor
 from sklearn.utils import _safe_indexing
 
 from skgroupvae.diagnostics import density_grid, kernel_density
-from skgroupvae.plotting._estimators import one_outcome, outcome_position, read_table
+from skgroupvae.plotting._estimators import one_outcome, outcome_position, read_table, without_labels
 from skgroupvae.plotting._inputs import (
     column_position,
     factorize,
@@ -127,8 +127,8 @@ class TranslationDisplay(Display):
             If a group has no rows, the outcomes are missing, or the column is not one of X.
         """
         cls._check_estimator(estimator, "translate")
-        estimator, X, y, groups = read_table(estimator, X, y, groups)
-        index, distinct = factorize(groups, len(X))
+        columns, y, by_row, _ = read_table(estimator, X, y, groups)
+        index, distinct = factorize(by_row, len(X))
         here = _rows_of(source_group, index, distinct, "source_group")
         there = _rows_of(target_group, index, distinct, "target_group")
         between = {"source_group": source_group, "target_group": target_group}
@@ -138,9 +138,10 @@ class TranslationDisplay(Display):
             own = values[here] if chosen is None else _safe_indexing(y, here)
             moved = one_outcome(estimator.translate(_safe_indexing(X, here), own, **between), chosen)
         else:
-            position = column_position(X, column)
-            values, name = finite_column(table_column(X, position), "X")
-            moved = table_column(estimator.translate(_safe_indexing(X, here), **between), position)
+            position = column_position(columns, column)
+            values, name = finite_column(table_column(columns, position), "X")
+            translated = estimator.translate(_safe_indexing(X, here), **between)
+            moved = table_column(without_labels(estimator, translated), position)
         display = cls(
             source=values[here],
             target=values[there],
