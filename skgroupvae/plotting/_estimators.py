@@ -58,13 +58,13 @@ def read_table(estimator: Any, X: Any, y: Any, groups: Any) -> Reading:
     outcome, _ = _names_in_formula(estimator)
     if y is None and outcome is not None:
         y = table_column(X, column_position(X, outcome, "formula"))
-    where = _label_positions(estimator, X)
     column = getattr(estimator, "group_column", None)
-    # A formula's labels may be passed once more.
-    if not where or (column is None and groups is not None):
-        return Reading(X, y, groups, groups)
-    if groups is not None:
+    if groups is not None and column is not None:
         raise ValueError("groups= and group_column are both given; pass one of them")
+    where = _label_positions(estimator, X)
+    # The labels that a formula names may be passed once more.
+    if not where or groups is not None:
+        return Reading(X, y, groups, groups)
     parts = [table_column(X, position) for position in where]
     labels = list(zip(*parts, strict=True)) if isinstance(column, (list, tuple)) else list(parts[0])
     return Reading(without_labels(estimator, X), y, labels, None)
