@@ -201,7 +201,7 @@ class OutcomeReader:
         known = _Known(frame, outcomes, check_groups(labels, len(frame), self.owner), outcomes.trials)
         return replace(self._table(known), has_labels=labels is not None)
 
-    def labelled(self, X: Any, y: Any, labels: Any) -> Table:
+    def labeled(self, X: Any, y: Any, labels: Any) -> Table:
         """Rows with outcomes by these labels, whatever labels the table has."""
         frame, _ = self.split(X, None)
         outcomes = self.outcomes(X, y, len(frame))

@@ -123,14 +123,14 @@ class ObservationReader:
             for name, center, scale in zip(names, *center_and_scale(x), strict=True)
         )
         reader = cls(owner, seen, columns, labels is not None, group_column)
-        return reader, reader._labelled(x, labels, warn=True)
+        return reader, reader._labeled(x, labels, warn=True)
 
     def again(self, X: Any, groups: Any, group_column: Any) -> tuple[Self, Table]:
         """A table that the fit is to resume with, and the reader that follows: standardized as before."""
         table, labels = split_group_column(X, group_column, groups)
         x, _ = check_table(table, owner=self.owner, seen=self.seen)
         reader = replace(self, has_groups=labels is not None, group_column=group_column)
-        return reader, reader._labelled(x, labels, warn=True)
+        return reader, reader._labeled(x, labels, warn=True)
 
     @property
     def center(self) -> NDArray[np.float64]:
@@ -148,7 +148,7 @@ class ObservationReader:
     def read(self, X: Any, groups: Any, names: tuple[str, str] = ("X", "groups")) -> Table:
         """A table like that of the fit; without labels each row is a group of its own."""
         x, labels = self.split(X, groups, names[0])
-        return self._labelled(x, labels, name=names[1])
+        return self._labeled(x, labels, name=names[1])
 
     def rows_alone(self, table: Table) -> Batch:
         """Rows of a table, each a group of its own."""
@@ -159,7 +159,7 @@ class ObservationReader:
         """Standardized rows (*, D) in the units of the table."""
         return values.astype(np.float64) * self.scale + self.center
 
-    def _labelled(self, x: NDArray, labels: Any, *, warn: bool = False, name: str = "groups") -> Table:
+    def _labeled(self, x: NDArray, labels: Any, *, warn: bool = False, name: str = "groups") -> Table:
         """A table from checked columns (N, D) and unchecked labels or None."""
         table = self.table(x, check_groups(labels, len(x), self.owner, warn=warn, name=name))
         return replace(table, has_labels=labels is not None)

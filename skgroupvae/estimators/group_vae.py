@@ -75,7 +75,7 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
         "product_with_prior", with the prior that eq. 1 of the paper finds missing. A factory is called with
         the arguments of a class of :data:`skgroupvae.model.spec.GROUP_ENCODERS`; a Module is copied.
     instance_encoder : str, factory or Module, default="conditional"
-        q(v given x, u) or q(v given x). "conditional" starts from the posterior of the linearised decoder and
+        q(v given x, u) or q(v given x). "conditional" starts from the posterior of the linearized decoder and
         learns a correction; "conditional_network" is the paper's network on x and u side by side;
         "unconditional" is a network on x alone.
     regularizer : {"context", "instance"}, factory, Module or None, default="context"

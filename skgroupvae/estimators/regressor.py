@@ -794,7 +794,7 @@ class CxVAERegressor(RegressorMixin, GroupedEstimator[ScoreState], auto_wrap_out
         batch = batch.to(device=model.device)
         known = _known(state, context)
         warn_of_unlike_groups(known, source, target)
-        own = known_from(model, reader.labelled(X, y, np.asarray(source)))
+        own = known_from(model, reader.labeled(X, y, np.asarray(source)))
         known = known.plus(own.take(np.flatnonzero(known.positions(own.labels) < 0)))
         at_target = positions_of_targets(known, target, "context=(X, y, groups)")
         # The groups that occur and, last, the average group, whose u is known to be 0.

@@ -65,7 +65,9 @@ def _start_decoder(decoder: MixedModelDecoder, fitted: LinearMixedModel) -> None
     likelihood, covariance = decoder.likelihood, fitted.residual @ fitted.residual.mT
     log_deviations = covariance.diagonal().sqrt().clamp(min=_MIN_DEVIATION).log()
     for column in range(likelihood.n_columns):
-        if likelihood.family_of(column).is_continuous:
+        family = likelihood.family_of(column)
+        # A family of the user's may have no scale, such as the exponential.
+        if family.is_continuous and family.n_parameters > 1:
             decoder.shape[column, 0] = log_deviations[column]
     if likelihood.correlation is not None:
         likelihood.set_correlation(covariance)
