@@ -168,7 +168,7 @@ def check_table(
 
 
 def check_covariates(
-    X: Any, *, owner: str, seen: SeenColumns | None = None, allow_no_columns: bool = False
+    X: Any, *, owner: str, seen: SeenColumns | None = None, allow_no_columns: bool = False, name: str = "X"
 ) -> tuple[Any, SeenColumns]:
     """Covariates as a finite array, or a data frame whose columns are numbers or categories.
 
@@ -182,6 +182,8 @@ def check_covariates(
         Columns of the fit; None in the fit itself.
     allow_no_columns : bool
         Whether a data frame may have rows alone, as that of ``y ~ 1 + (1 | group)``.
+    name : str
+        Name of the argument.
 
     Returns
     -------
@@ -191,31 +193,31 @@ def check_covariates(
     if isinstance(X, pd.DataFrame) and (
         (allow_no_columns and not X.shape[1]) or not all(is_numeric(column) for _, column in X.items())
     ):
-        return X, _check_mixed(X, owner, seen)
-    array, seen = check_table(X, owner=owner, seen=seen)
+        return X, _check_mixed(X, owner, seen, name)
+    array, seen = check_table(X, owner=owner, seen=seen, name=name)
     return (pd.DataFrame(array, columns=X.columns) if isinstance(X, pd.DataFrame) else array), seen
 
 
-def _check_mixed(X: pd.DataFrame, owner: str, seen: SeenColumns | None) -> SeenColumns:
+def _check_mixed(X: pd.DataFrame, owner: str, seen: SeenColumns | None, name: str) -> SeenColumns:
     """Columns of a data frame that is finite where it is numeric."""
-    check_unique_columns(X)
+    check_unique_columns(X, name)
     if seen is not None and (X.shape[1] or seen.n_features):
-        check_like(X, seen, owner)
+        check_like(X, seen, owner, name)
     if not len(X):
         raise ValueError(
-            "X is empty: found 0 samples while a minimum of 1 is required; pass at least one row"
+            f"{name} is empty: found 0 samples while a minimum of 1 is required; pass at least one row"
         )
-    numeric = {name: column for name, column in X.items() if is_numeric(column)}
+    numeric = {own: column for own, column in X.items() if is_numeric(column)}
     bad = [
-        name
-        for name, column in numeric.items()
+        own
+        for own, column in numeric.items()
         if not np.isfinite(column.to_numpy(dtype=np.float64, na_value=np.nan)).all()
     ]
     if seen is None:
-        bad += [name for name in X.columns if name not in numeric and X[name].isna().any()]
+        bad += [own for own in X.columns if own not in numeric and X[own].isna().any()]
     if bad:
         raise ValueError(
-            f"X contains NaN or infinite values in columns {some(bad)}; drop or impute these rows"
+            f"{name} contains NaN or infinite values in columns {some(bad)}; drop or impute these rows"
         )
     if seen is not None:
         return seen

@@ -19,6 +19,7 @@ __all__ = [
     "canonical_order",
     "check_groups",
     "check_labels_by_row",
+    "check_labels_to_add",
     "index_labels",
     "label_columns",
     "split_group_column",
@@ -189,6 +190,12 @@ def check_labels_by_row(labels: Any, n_rows: int, name: str) -> pd.Index:
         one = labels.item() if isinstance(labels, np.ndarray) else labels
         labels = as_label_array([one] * n_rows)
     return pd.Index(np.asarray(check_groups(labels, n_rows, "", name=name)), tupleize_cols=False)
+
+
+def check_labels_to_add(labels: Any, has_groups: bool, owner: str) -> None:
+    """Refuse rows without labels that are to add to the groups of a fit."""
+    if labels is None and has_groups:
+        raise ValueError(f"groups is missing, and {owner} was fitted with groups; pass one label a row")
 
 
 def warn_of_unlike_labels(known: pd.Index, asked: pd.Index, name: str) -> None:

@@ -21,7 +21,7 @@ from skgroupvae.data.columns import Column, Outcomes, read_outcomes
 from skgroupvae.data.design import Design, PlainDesign
 from skgroupvae.data.formula import Formula, read_formula
 from skgroupvae.data.formula_design import FormulaDesign
-from skgroupvae.data.labels import as_label_array, check_groups, split_group_column
+from skgroupvae.data.labels import as_label_array, check_groups, check_labels_to_add, split_group_column
 from skgroupvae.data.reader import Table, as_batch
 from skgroupvae.data.tables import is_polars
 
@@ -169,7 +169,7 @@ class OutcomeReader:
         outcomes = reader.outcomes(X, y, len(frame))
         has_groups = labels is not None
         if is_incremental:
-            self._check_labels(labels)
+            check_labels_to_add(labels, self.has_groups, self.owner)
         labels = check_groups(labels, len(frame), self.owner, warn=not is_incremental)
         known = _without_weightless(frame, outcomes, labels, check_weights(sample_weight, frame))
         if not is_incremental:
@@ -183,10 +183,11 @@ class OutcomeReader:
             )
         return replace(reader, has_groups=has_groups), table
 
-    def split(self, X: Any, groups: Any) -> tuple[Any, Any]:
+    def split(self, X: Any, groups: Any, name: str = "X") -> tuple[Any, Any]:
         """Checked covariates, and labels or None."""
         frame, labels = _split(self.formula, self.group_column, X, groups)
-        frame, _ = _covariates(frame, self.owner, is_formula=self.formula is not None, seen=self.seen)
+        is_formula = self.formula is not None
+        frame, _ = _covariates(frame, self.owner, is_formula=is_formula, seen=self.seen, name=name)
         return frame, labels
 
     def read(self, X: Any, y: Any, groups: Any, *, adds: bool = False) -> Table:
@@ -196,7 +197,7 @@ class OutcomeReader:
         """
         frame, labels = self.split(X, groups)
         if adds:
-            self._check_labels(labels)
+            check_labels_to_add(labels, self.has_groups, self.owner)
         outcomes = self.outcomes(X, y, len(frame))
         known = _Known(frame, outcomes, check_groups(labels, len(frame), self.owner), outcomes.trials)
         return replace(self._table(known), has_labels=labels is not None)
@@ -248,7 +249,7 @@ class OutcomeReader:
         if not isinstance(context, (tuple, list)) or len(context) != 3:
             raise ValueError("context must be a triple (X, y, groups): rows, outcomes and their labels")
         X, y, groups = context
-        frame, labels = self.split(X, groups)
+        frame, labels = self.split(X, groups, "X of context")
         if labels is None:
             raise ValueError("context=(X, y, groups) has no groups; pass one label a row of it")
         outcomes = self.outcomes(X, y, len(frame), "y of context")
@@ -270,12 +271,6 @@ class OutcomeReader:
         if y is None and self.formula is not None and self.formula.outcome is not None:
             y = pd.Series(self.formula.outcome_of(X), name=self.formula.outcome)
         return read_outcomes(y, n_rows, self.kind, names=self.names, argument=argument)
-
-    def _check_labels(self, labels: Any) -> None:
-        if labels is None and self.has_groups:
-            raise ValueError(
-                f"groups is missing, and {self.owner} was fitted with groups; pass one label a row"
-            )
 
     def _encoded(self, outcomes: Outcomes) -> NDArray[np.float64]:
         """Values (N, D) in the units of the model."""
@@ -338,10 +333,10 @@ def _split(formula: Formula | None, group_column: Any, X: Any, groups: Any) -> t
 
 
 def _covariates(
-    frame: Any, owner: str, *, is_formula: bool, seen: SeenColumns | None = None
+    frame: Any, owner: str, *, is_formula: bool, seen: SeenColumns | None = None, name: str = "X"
 ) -> tuple[Any, SeenColumns]:
     """Checked covariates and their columns."""
-    checked, seen = check_covariates(frame, owner=owner, seen=seen, allow_no_columns=is_formula)
+    checked, seen = check_covariates(frame, owner=owner, seen=seen, allow_no_columns=is_formula, name=name)
     # A formula has them as they came: the check makes numbers of whole numbers, which may name categories.
     return (frame if is_formula else checked), seen
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -57,14 +58,16 @@ def like_input(values: NDArray, original: Any, group_column: Any = None, labels:
     return table
 
 
-def like_outcomes(values: NDArray, y: Any) -> Any:
+def like_outcomes(values: NDArray, y: Any, names: Sequence[str]) -> Any:
     """Outcomes as the container y came in: a Series, the columns of a DataFrame, or else an array.
 
     Parameters
     ----------
     values : ndarray of shape (N,) or (N, M)
     y : array-like, Series or DataFrame of shape (N,) or (N, columns)
-        Of a binomial outcome the first of its two columns, the successes, is what values are of.
+        Of one outcome in several columns, successes and failures, the first is what values are of.
+    names : sequence of str of length M
+        Outcomes of the fit, by which a data frame is read.
 
     Returns
     -------
@@ -74,7 +77,7 @@ def like_outcomes(values: NDArray, y: Any) -> Any:
         return pd.Series(values, index=y.index, name=y.name)
     if isinstance(y, pd.DataFrame) or is_polars(y):
         columns = values.reshape(len(values), -1)
-        named = dict(zip(y.columns, columns.T, strict=False))
+        named = dict(zip(names if len(names) > 1 else y.columns, columns.T, strict=False))
         return pd.DataFrame(named, index=y.index) if isinstance(y, pd.DataFrame) else type(y)(named)
     if is_polars_series(y):
         return type(y)(y.name, values)

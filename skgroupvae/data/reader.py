@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 from skgroupvae.batch import Batch, Segments
 from skgroupvae.data.checks import SeenColumns, check_table
 from skgroupvae.data.columns import Column, center_and_scale
-from skgroupvae.data.labels import canonical_order, check_groups, index_labels, split_group_column
+from skgroupvae.data.labels import (
+    canonical_order,
+    check_groups,
+    check_labels_to_add,
+    index_labels,
+    split_group_column,
+)
 
 __all__ = ["ObservationReader", "Table", "as_batch"]
 
@@ -145,9 +151,16 @@ class ObservationReader:
         table, labels = split_group_column(X, self.group_column, groups)
         return check_table(table, owner=self.owner, seen=self.seen, name=name)[0], labels
 
-    def read(self, X: Any, groups: Any, names: tuple[str, str] = ("X", "groups")) -> Table:
-        """A table like that of the fit; without labels each row is a group of its own."""
+    def read(
+        self, X: Any, groups: Any, names: tuple[str, str] = ("X", "groups"), *, adds: bool = False
+    ) -> Table:
+        """A table like that of the fit; without labels each row is a group of its own.
+
+        With `adds` it is to add to the rows of the fit, whose labels it then needs.
+        """
         x, labels = self.split(X, groups, names[0])
+        if adds:
+            check_labels_to_add(labels, self.has_groups, self.owner)
         return self._labeled(x, labels, name=names[1])
 
     def rows_alone(self, table: Table) -> Batch:

@@ -340,7 +340,8 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
         -------
         self : GroupVAE
         """
-        state, table = self._fitted(), self._read(X, groups)
+        state = self._fitted()
+        table = state.reader.read(X, groups, adds=True)
         added = known_from(state.model, table)
         self._keep(state.replaced(groups=with_table(state.groups, added, table)))
         return self

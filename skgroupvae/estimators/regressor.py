@@ -19,7 +19,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
 
 from skgroupvae.batch import whole_group_batches
-from skgroupvae.data.checks import caller_level, check_levels
+from skgroupvae.data.checks import caller_level, check_levels, check_weights
 from skgroupvae.data.labels import as_label_array, check_labels_by_row, warn_of_unlike_labels
 from skgroupvae.data.output import like_outcomes
 from skgroupvae.data.tables import some
@@ -637,7 +637,7 @@ class CxVAERegressor(RegressorMixin, GroupedEstimator[ScoreState], auto_wrap_out
         outcomes = self._fitted().reader.outcomes(X, y, len(mean))
         weights = outcomes.trials
         if sample_weight is not None:
-            weights = weights * np.asarray(sample_weight, dtype=np.float64)
+            weights = weights * check_weights(sample_weight, mean)
         observed = np.ones(outcomes.values.shape, dtype=bool) if outcomes.mask is None else outcomes.mask
         if not observed.any(axis=0).all():
             raise ValueError("y has an outcome without a value in any row, which has no R²; leave it out")
@@ -808,7 +808,7 @@ class CxVAERegressor(RegressorMixin, GroupedEstimator[ScoreState], auto_wrap_out
                 model, batch, q_u, positions[:n_rows], positions[n_rows:], self.n_prediction_samples
             )
         draws = _in_units(self, moved)
-        mean = like_outcomes(_squeezed(draws.mean(0)), y)
+        mean = like_outcomes(_squeezed(draws.mean(0)), y, reader.names)
         if levels is None:
             return mean
         return mean, _squeezed(np.moveaxis(np.quantile(draws, levels, axis=0), 0, 1))

@@ -34,6 +34,8 @@ __all__ = [
 
 # Proposals are wider than the posterior, so that no draw outweighs all others.
 _WIDER = 1.3
+# Draws times rows that log densities are taken at together: what fits a cache is quickest.
+_NUMBERS_AT_ONCE = 2**15
 # Steps towards the mode of a group's posterior, how far one goes in standard deviations of the prior, and the
 # step of a central difference.
 _MODE_STEPS, _MAX_MODE_STEP, _DIFFERENCE = 8, 1.0, 1e-3
@@ -103,9 +105,10 @@ def log_likelihood(
     shift = torch.rand(q_u.loc.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     normal = FullNormal.from_diagonal(q_u) if isinstance(q_u, DiagonalNormal) else q_u
     proposal, by_draw = normal.stretched(_WIDER), []
-    for point in sobol(n_draws, q_u.loc.shape[-1], seed=0):
-        noise = quasi_normal((point + shift) % 1.0).to(q_u.loc)
-        by_draw.append(_log_weights(model, batch, *proposal.propose(noise)))
+    points = sobol(n_draws, q_u.loc.shape[-1], seed=0)
+    for part in points.split(_n_at_once(batch)):
+        noise = quasi_normal((part[:, None] + shift) % 1.0).to(q_u.loc)
+        by_draw += list(_log_weights(model, batch, *proposal.propose(noise)))
     return float(_log_mean(model, batch, by_draw).sum())
 
 
@@ -138,12 +141,13 @@ def group_log_likelihoods(
     before = FullNormal.standard(q_u.loc.shape[-1], q_u.loc) if prior is None else prior
     # A group unlike any of the fit may be far from its q(u): half of the draws are from what was known.
     proposal, shift, by_draw = normal.stretched(_WIDER), 10.0 * q_u.loc.double().cpu(), []
-    for number, point in enumerate(sobol(n_draws, q_u.loc.shape[-1], seed=0)):
-        noise = quasi_normal(torch.remainder(point + shift, 1.0)).to(q_u.loc)
-        u = (before if number < n_draws // 2 else proposal).from_noise(noise)
-        log_before = before.log_prob(u)
-        log_ratio = log_before - torch.logaddexp(log_before, proposal.log_prob(u)) + math.log(2.0)
-        by_draw.append(_log_weights(model, batch, u, log_ratio))
+    points = sobol(n_draws, q_u.loc.shape[-1], seed=0)
+    for source, some in ((before, points[: n_draws // 2]), (proposal, points[n_draws // 2 :])):
+        for part in some.split(_n_at_once(batch)):
+            u = source.from_noise(quasi_normal(torch.remainder(part[:, None] + shift, 1.0)).to(q_u.loc))
+            log_before = before.log_prob(u)
+            log_ratio = log_before - torch.logaddexp(log_before, proposal.log_prob(u)) + math.log(2.0)
+            by_draw += list(_log_weights(model, batch, u, log_ratio))
     return _log_mean(model, batch, by_draw)
 
 
@@ -167,7 +171,7 @@ def _towards_mode(model: ScoreModel, batch: Batch, q_u: FullNormal) -> FullNorma
         found = FullNormal(found.loc + step, after.root, after.log_det)
 
     def height(u: Tensor) -> Tensor:
-        return _log_weights(model, batch, u, -0.5 * u.square().sum(-1))
+        return _log_weights(model, batch, u[None], -0.5 * u.square().sum(-1))[0]
 
     is_up = height(found.loc) > height(q_u.loc)
     return FullNormal(
@@ -177,9 +181,14 @@ def _towards_mode(model: ScoreModel, batch: Batch, q_u: FullNormal) -> FullNorma
     )
 
 
+def _n_at_once(batch: Batch) -> int:
+    """Draws that are taken together."""
+    return max(1, _NUMBERS_AT_ONCE // max(1, batch.n_rows))
+
+
 def _log_weights(model: ScoreModel, batch: Batch, u: Tensor, log_ratio: Tensor) -> Tensor:
-    """Log weight (G,) of one draw u (G, U) of each group."""
-    return batch.groups.sum(batch.weights * model.log_prob(batch, u[None])[0]) + log_ratio
+    """Log weights (S, G) of draws u (S, G, U) of each group."""
+    return batch.groups.sum((batch.weights * model.log_prob(batch, u)).mT).mT + log_ratio
 
 
 def _log_mean(model: ScoreModel, batch: Batch, log_weights: list[Tensor]) -> Tensor:

@@ -65,7 +65,8 @@ class Writer:
         return type(one) is type(other) and one.dtype == other.dtype and one.equals(other)
 
     def _array(self, array: NDArray, name: str) -> list:
-        order = "C" if array.flags.c_contiguous else "F"
+        # Of an array with strides of its own, which comes back without, as well.
+        order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
         stored = np.asarray(array, order="C")
         if array.dtype.kind == "O":
             # Beside the header, which may not be long.

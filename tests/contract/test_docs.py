@@ -10,10 +10,11 @@ import matplotlib.pyplot as plt
 import pytest
 
 from skgroupvae import PUBLISHED_MODELS
+from skgroupvae.training import resolve_schedule
 
 mpl.use("Agg")
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # A block whose fence says "python no-run" is for reading only.
 BLOCK = re.compile(r"^```python *\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
@@ -30,6 +31,11 @@ def blocks(page: Path) -> list[tuple[int, str]]:
     return [(text.count("\n", 0, match.start(1)), match.group(1)) for match in BLOCK.finditer(text)]
 
 
+def few_steps(max_epochs, batch_size, n_groups, auto_steps=None) -> tuple[int, int]:
+    """Schedule of a fit: one at default settings need not be good here, only quick."""
+    return resolve_schedule(max_epochs, batch_size, n_groups, 20)
+
+
 # tests/contract/test_model_selection.py runs the blocks of this page, and compares what they print.
 RUN_ELSEWHERE = {"docs/sklearn.md"}
 
@@ -39,8 +45,8 @@ RUN_ELSEWHERE = {"docs/sklearn.md"}
 )
 def test_python_blocks_run(page, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    # Fits at default settings need not be good here, only quick.
-    monkeypatch.setattr("skgroupvae.training.loop._AUTO_STEPS", 20)
+    for fit in ("latent_fit", "score_fit"):
+        monkeypatch.setattr(f"skgroupvae.estimators.{fit}.resolve_schedule", few_steps)
     namespace: dict[str, object] = {"__name__": "__main__"}
     for line, code in blocks(page):
         # Empty lines in front make a traceback name the line of the page.

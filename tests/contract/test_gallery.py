@@ -13,7 +13,7 @@ import pytest
 
 mpl.use("Agg")
 
-EXAMPLES = sorted((Path(__file__).parent.parent / "examples" / "gallery").glob("plot_*.py"))
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "gallery").glob("plot_*.py"))
 
 by_example = pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 
@@ -37,8 +37,8 @@ def test_an_example_has_a_title_a_question_and_sections(path):
 @by_example
 def test_an_example_runs(path, monkeypatch):
     # What takes time in an example is epochs; none of what it prints is compared with anything.
-    monkeypatch.setattr("skgroupvae.estimators.latent_fit.resolve_schedule", lambda *_: (1, 64))
-    monkeypatch.setattr("skgroupvae.regression_fit.resolve_schedule", lambda *_: (1, 64))
+    for fit in ("latent_fit", "score_fit"):
+        monkeypatch.setattr(f"skgroupvae.estimators.{fit}.resolve_schedule", lambda *_: (1, 64))
     try:
         runpy.run_path(str(path), run_name="__main__")
         assert plt.get_fignums(), "no picture"

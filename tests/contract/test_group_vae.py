@@ -138,7 +138,7 @@ def test_fitted_attributes(pupils_model, X, school):
     assert (model.noise_scale_ > 0).all()
 
 
-def test_group_codes_are_labelled_in_order_of_first_appearance(pupils_model, X, school):
+def test_group_codes_are_labeled_in_order_of_first_appearance(pupils_model, X, school):
     expected = list(dict.fromkeys(school))
     for table in (pupils_model.group_codes_, pupils_model.group_codes_std_):
         assert table.index.tolist() == expected
@@ -657,12 +657,17 @@ def test_rows_without_labels_are_new_groups_whatever_the_labels_of_the_fit_are(X
         other = X.iloc[::-1]
         for method in (model.score, model.score_samples, model.group_log_likelihood):
             np.testing.assert_array_equal(method(other), method(other, context="prior"))
-        n_groups = len(model.group_codes_)
-        codes = model.group_codes_.copy()
-        model.update_groups(other)
-        assert len(model.group_codes_) == n_groups + len(X)
-        assert model.group_codes_.index.is_unique
-        np.testing.assert_allclose(model.group_codes_.loc[codes.index], codes, rtol=1e-12)
+    codes = model.group_codes_.copy()
+    model.update_groups(other)
+    assert len(model.group_codes_) == 2 * len(X)
+    assert model.group_codes_.index.is_unique
+    np.testing.assert_allclose(model.group_codes_.loc[codes.index], codes, rtol=1e-12)
+
+
+def test_rows_without_labels_do_not_add_to_groups(X, school, quick):
+    model = quick().fit(X, groups=school)
+    with pytest.raises(ValueError, match="groups is missing, and GroupVAE was fitted with groups"):
+        model.update_groups(X)
 
 
 def test_score_is_a_density_in_the_units_of_x(X, school, quick):

@@ -8,20 +8,33 @@ import re
 import numpy as np
 import pytest
 import sklearn
+from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import estimator_html_repr
 
 from skgroupvae import CxVAERegressor, GroupVAE
-from skgroupvae.html import fit_facts
+
+TINY = {"max_epochs": 2, "hidden_sizes": (4,), "random_state": 0, "verbose": False}
+GROUP_VAE = GroupVAE(1, 1, batch_size=6, n_importance_samples=10, **TINY)
+REGRESSOR = CxVAERegressor(random_slopes=None, **TINY)
+both = pytest.mark.parametrize("estimator", [GROUP_VAE, REGRESSOR], ids=lambda e: type(e).__name__)
 
 
 @pytest.fixture(scope="module")
 def rows():
+    """40 rows of 8 groups: a covariate, and an outcome that is not linear in it."""
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(8), 5)
     x = rng.normal(size=(40, 1))
-    return x, 100.0 * (x[:, 0] + rng.normal(size=8)[groups] + rng.normal(size=40)), groups
+    return x, 100.0 * (x[:, 0] ** 2 + rng.normal(size=8)[groups] + rng.normal(size=40)), groups
+
+
+def fitted(estimator, rows, factor=1.0, **parameters):
+    """The estimator fitted to the outcome in other units: a GroupVAE to it alone."""
+    x, y, groups = rows
+    data = (factor * y[:, None],) if isinstance(estimator, GroupVAE) else (x, factor * y)
+    return clone(estimator).set_params(**parameters).fit(*data, groups=groups)
 
 
 def shown_facts(model) -> dict[str, str]:
@@ -30,7 +43,7 @@ def shown_facts(model) -> dict[str, str]:
     return dict(re.findall(r"<b>(.*?)</b></td><td[^>]*>(.*?)</td>", table))
 
 
-@pytest.mark.parametrize("estimator", [GroupVAE(), CxVAERegressor()], ids=lambda e: type(e).__name__)
+@both
 def test_an_estimator_that_is_not_fitted_shows_what_scikit_learn_shows(estimator):
     html = estimator._repr_html_()
     assert "sk-estimator" in html
@@ -50,38 +63,59 @@ def test_a_fitted_model_shows_groups_codes_and_log_likelihood(exam, exam_model):
     assert exam_model._repr_mimebundle_()["text/html"].count("<table>") == 1
 
 
-def test_the_log_likelihood_is_in_the_units_of_the_table(exam, quick):
-    in_points, in_tenths = (quick().fit(factor * exam.X, groups=exam.groups) for factor in (1.0, 10.0))
-    elbos = [float(shown_facts(model)["Log-likelihood"].split()[2]) for model in (in_points, in_tenths)]
+def test_a_fitted_regression_shows_its_random_effects_as_group_codes(rows):
+    x, y, groups = rows
+    model = clone(REGRESSOR).set_params(decoder="mlp", random_slopes=[0], n_extra_codes=2)
+    facts = shown_facts(model.fit(x, np.column_stack([y, y[::-1]]), groups=groups))
+    assert facts["Groups"] == "8 of 5 to 5 rows"
+    # A constant and a slope for each of the two outcomes, and two codes that only the network sees.
+    assert (facts["Group codes"], facts["Instance codes"]) == ("6", "2")
+    assert facts["Model"] == "network (decoder=&quot;mlp&quot;)"
+    assert "sk-estimator" in model._repr_html_()
+    assert model._repr_mimebundle_()["text/html"].count("<table>") == 1
+
+
+@both
+def test_the_reason_of_the_choice_is_shown(estimator, rows):
+    model = fitted(estimator, rows, decoder="auto")
+    shown = shown_facts(model)["Model"]
+    assert re.fullmatch(r"(linear|network) \(.+\)", shown)
+    assert shown in model.summary()
+
+
+@both
+def test_the_bound_of_a_network_is_in_the_units_of_the_table(estimator, rows):
+    models = [fitted(estimator, rows, factor, decoder="mlp") for factor in (1.0, 10.0)]
+    elbos = []
+    for model in models:
+        facts = shown_facts(model)
+        assert "(ELBO of the last epoch)" in facts["Log-likelihood"]
+        assert shown_facts(pickle.loads(pickle.dumps(model))) == facts
+        elbos.append(float(facts["Log-likelihood"].split()[2]))
     assert elbos[0] - elbos[1] == pytest.approx(np.log(10.0), abs=2e-3)
 
 
-def test_a_linear_model_shows_its_exact_log_likelihood_in_the_units_of_the_table(exam, quick):
-    model = quick(1, 1, decoder="linear").fit(exam.X, groups=exam.groups)
-    total = model.group_log_likelihood(exam.X, groups=exam.groups, context="prior").sum()
+@both
+def test_a_linear_model_shows_its_exact_log_likelihood_in_the_units_of_the_table(estimator, rows):
+    model = fitted(estimator, rows, decoder="linear")
+    x, y, groups = rows
+    data = (y[:, None],) if isinstance(estimator, GroupVAE) else (x, y)
+    total = model.group_log_likelihood(*data, groups=groups, context="prior").sum()
     facts = shown_facts(model)
     assert facts["Log-likelihood"] == f"{total:,.1f} nats (linear mixed model)"
     assert facts["Model"] == "linear (decoder=&quot;linear&quot;)"
     assert shown_facts(pickle.loads(pickle.dumps(model))) == facts
 
 
-def test_a_linear_mixed_model_shows_its_exact_log_likelihood(rows):
-    x, y, groups = rows
-    model = CxVAERegressor(decoder="linear", random_slopes=None, random_state=0).fit(x, y, groups=groups)
-    assert fit_facts(model)["Log-likelihood"] == (
-        f"{model.mixed_model_log_likelihood_:,.1f} nats (linear mixed model)"
-    )
-    assert "linear mixed model" in model._repr_html_()
+def test_a_linear_mixed_model_shows_what_the_regression_says(rows):
+    model = fitted(REGRESSOR, rows, decoder="linear")
+    shown = shown_facts(model)["Log-likelihood"]
+    assert shown == f"{model.mixed_model_log_likelihood_:,.1f} nats (linear mixed model)"
 
 
-def test_a_regression_with_a_network_shows_its_bound(rows):
-    x, y, groups = rows
-    model = CxVAERegressor(max_epochs=1, random_state=0).fit(x, y, groups=groups)
-    assert "ELBO of the last epoch" in fit_facts(model)["Log-likelihood"]
-    assert fit_facts(pickle.loads(pickle.dumps(model))) == fit_facts(model)
-
-
-def test_the_text_display_and_pipelines_stay_those_of_scikit_learn(exam_model):
+@both
+def test_the_text_display_and_pipelines_stay_those_of_scikit_learn(estimator, rows):
+    model = fitted(estimator, rows, decoder="linear")
     with sklearn.config_context(display="text"):
-        assert not hasattr(exam_model, "_repr_html_")
-    assert "GroupVAE" in make_pipeline(StandardScaler(), exam_model)._repr_html_()
+        assert not hasattr(model, "_repr_html_")
+    assert type(model).__name__ in make_pipeline(StandardScaler(), model)._repr_html_()

@@ -1,4 +1,4 @@
-"""What is in the files that are published: a wheel with the package and its licence, and a whole sdist."""
+"""What is in the files that are published: a wheel with the package and its license, and a whole sdist."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 import skgroupvae
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 STEM = f"skgroupvae-{skgroupvae.__version__}"
 
 build = pytest.importorskip("hatchling.build", reason="hatchling, which builds the package, is not installed")
@@ -31,7 +31,7 @@ def built(tmp_path_factory):
     return names, members, metadata
 
 
-def test_the_wheel_has_every_module_the_marker_of_types_and_the_licence(built):
+def test_the_wheel_has_every_module_the_marker_of_types_and_the_license(built):
     wheel, _, _ = built
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "skgroupvae").glob("**/*.py")}
     assert modules <= wheel
@@ -49,12 +49,12 @@ def test_the_sdist_is_enough_to_test_and_document(built):
     _, sdist, _ = built
     needed = {"LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "pyproject.toml", "skgroupvae/py.typed"}
     assert needed <= sdist
-    for pattern in ("tests/*.py", "docs/*.md", "examples/*.py"):
+    for pattern in ("tests/**/*.py", "tests/**/*.json", "docs/*.md", "examples/**/*.py"):
         assert {str(path.relative_to(ROOT)) for path in ROOT.glob(pattern)} <= sdist
     assert not {name for name in sdist if "__pycache__" in name or name.startswith((".venv", "dist/"))}
 
 
-def test_the_metadata_name_licence_python_and_extras(built):
+def test_the_metadata_name_license_python_and_extras(built):
     _, _, metadata = built
     for line in ("License-Expression: BSD-3-Clause", "Requires-Python: >=3.11", "Provides-Extra: docs"):
         assert line in metadata.splitlines()

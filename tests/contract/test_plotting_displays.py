@@ -31,6 +31,8 @@ from skgroupvae.plotting import (
 
 DISPLAYS = [name for name in plotting.__all__ if name.endswith("Display")]
 BETWEEN = {"source_group": "school 0", "target_group": "school 5"}
+# With a network, which a dozen schools would not be given.
+SHORT = {"decoder": "mlp", "max_epochs": 2, "random_state": 0, "verbose": False}
 
 
 @pytest.fixture(autouse=True)
@@ -44,8 +46,8 @@ def data(pupils):
     """`pupils` with a regressor and a GroupVAE fitted on it; tests must not change them."""
     X, y, school = pupils[["effort"]], pupils["score"], pupils["school"]
     table = pupils[["score", "effort"]]
-    regressor = CxVAERegressor(max_epochs=2, random_state=0, verbose=False).fit(X, y, groups=school)
-    vae = GroupVAE(decoder="mlp", max_epochs=2, random_state=0, verbose=False).fit(table, groups=school)
+    regressor = CxVAERegressor(**SHORT).fit(X, y, groups=school)
+    vae = GroupVAE(**SHORT).fit(table, groups=school)
     return SimpleNamespace(X=X, y=y, school=school, table=table, regressor=regressor, vae=vae)
 
 
@@ -189,7 +191,7 @@ def test_labels_missing_twice_or_too_few_are_refused(display, data):
         draw(display, data, data.regressor, groups=None)
     with pytest.raises(ValueError, match="groups has 3 labels but X has"):
         draw(display, data, data.regressor, groups=["a", "b", "c"])
-    by_column = GroupVAE(max_epochs=1, random_state=0, group_column="school")
+    by_column = GroupVAE(decoder="linear", random_state=0, group_column="school")
     by_column.fit(data.table.assign(school=data.school))
     with pytest.raises(ValueError, match="both given"):
         draw(display, data, by_column)
@@ -230,9 +232,7 @@ def by_formula(request, data):
     table = data.X.assign(**{"the score": data.y, "school": data.school})
     if request.param == "polars":
         table = pl.DataFrame({name: list(table[name]) for name in table})
-    model = CxVAERegressor(
-        formula="`the score` ~ effort + (1 + effort | school)", max_epochs=2, random_state=0, verbose=False
-    )
+    model = CxVAERegressor(formula="`the score` ~ effort + (1 + effort | school)", **SHORT)
     return SimpleNamespace(table=table, model=model.fit(table))
 
 
@@ -365,6 +365,33 @@ def test_displays_draw_one_of_several_outcomes():
         ShrinkageDisplay.from_estimator(model, X, Y, groups=groups)
 
 
+def test_displays_draw_one_of_the_outcomes_of_a_regressor(data):
+    """Of one model of both, as of the tables and methods of the estimator itself."""
+    Y = data.table.assign(luck=np.random.default_rng(0).normal(size=len(data.y)))[["score", "luck"]]
+    X, groups = data.X, data.school
+    model = CxVAERegressor(decoder="linear", random_state=0).fit(X, Y, groups=groups)
+    here, options = (groups == "school 0").to_numpy(), {"groups": groups, "column": "luck"}
+    moved = TranslationDisplay.from_estimator(model, X, Y, **BETWEEN, **options)
+    expected = model.translate(X[here], Y[here], **BETWEEN)
+    np.testing.assert_allclose(moved.translated, expected["luck"])
+    np.testing.assert_array_equal(moved.source, Y["luck"][here])
+    effects = GroupEffectsDisplay.from_estimator(model, column="luck")
+    np.testing.assert_array_equal(effects.mean, model.group_effects_.loc["luck", "Intercept"])
+    pit = model.pit(X, Y, groups=groups)[:, 1]
+    for display in (PITDisplay, CoverageDisplay):
+        np.testing.assert_array_equal(display.from_estimator(model, X, Y, **options).pit, pit)
+    shrinkage = ShrinkageDisplay.from_estimator(model, X, Y, **options)
+    change = (model.predict(X, groups=groups) - model.predict(X))[:, 1]
+    by_group = pd.Series(change, index=X.index).groupby(groups, sort=False).mean()
+    np.testing.assert_allclose(shrinkage.inferred, by_group)
+    check = PredictiveCheckDisplay.from_estimator(model, X, Y, n_samples=5, random_state=1, **options)
+    draws = model.sample_y(X, 5, groups=groups, random_state=1)[..., 1]
+    drawn = pd.DataFrame(draws, index=X.index).groupby(groups, sort=False).mean()
+    np.testing.assert_allclose(check.drawn, drawn)
+    v = LatentMapDisplay.from_estimator(model, X, Y, groups=groups, kind="v", codes=[1])
+    np.testing.assert_array_equal(v.codes[:, 0], model.transform(X, Y, groups=groups)[1][:, 1])
+
+
 # --- what only one of the displays does with an estimator
 
 
@@ -432,7 +459,7 @@ def test_map_of_a_group_takes_its_most_frequent_category(data):
 
 @pytest.mark.parametrize("kind", ["u", "v"])
 def test_map_of_a_regressor_reads_stacked_codes(kind, data):
-    stacked = CxVAERegressor(max_epochs=2, random_state=0, verbose=False, stack_codes=True)
+    stacked = CxVAERegressor(stack_codes=True, **SHORT)
     stacked.fit(data.X, data.y, groups=data.school)
     expected = draw(LatentMapDisplay, data, data.regressor, kind=kind)
     found = draw(LatentMapDisplay, data, stacked, kind=kind)

@@ -1,4 +1,4 @@
-"""scikit-learn's own checks of a transformer, on several members of the family."""
+"""scikit-learn's own checks, on several members of the family and on regressions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ TINY = {"max_epochs": 2, "batch_size": 64, "n_importance_samples": 2, "hidden_si
 TINY |= {"random_state": 0, "verbose": False}
 
 FAMILY = [
-    GroupVAE(1, stack_codes=True, **TINY),
     GroupVAE(1, decoder="mlp", stack_codes=True, **TINY),
     GroupVAE(2, 2, decoder="linear", stack_codes=True, **TINY),
     GroupVAE(
@@ -97,8 +96,10 @@ TRANSFORM_WITHOUT_Y = dict.fromkeys(
 )
 
 
-# tests/test_regressors.py has the same check with groups, where it holds.
+# tests/contract/test_regressor.py has the same check with groups, where it holds.
 _OWN_GROUPS = "the check fits without groups, so that a row that is repeated makes one more group"
+SHORT = {"max_epochs": 1, "batch_size": 64, "hidden_sizes": (2,), "n_decoder_samples": 1}
+SHORT |= {"n_prediction_samples": 4, "random_state": 0, "verbose": False}
 
 
 def failures_of_regressor(estimator):
@@ -110,11 +111,21 @@ def failures_of_regressor(estimator):
 @pytest.mark.filterwarnings("ignore:CxVAERegressor was fitted without groups")
 @parametrize_with_checks(
     [
-        CxVAERegressor(max_epochs=2, hidden_sizes=(4,), random_state=0, verbose=False),
+        CxVAERegressor(decoder="mlp", random_slopes=None, **SHORT),
         CxVAERegressor(decoder="linear", stack_codes=True, random_state=0, verbose=False),
     ],
     expected_failed_checks=failures_of_regressor,
     xfail_strict=True,
 )
 def test_regressor_passes_every_check_that_has_outcomes(estimator, check):
+    check(estimator)
+
+
+# Each fit of a default is up to nine, of models that are checked above; what more there is to check is how it
+# is called.
+@pytest.mark.filterwarnings("ignore:.* was fitted without groups")
+@parametrize_with_checks(
+    [GroupVAE(1, stack_codes=True, **TINY), CxVAERegressor(stack_codes=True, **SHORT)], legacy=False
+)
+def test_defaults_pass_the_checks_of_the_interface(estimator, check):
     check(estimator)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy import linalg
 
 from skgroupvae.batch import Segments
 from skgroupvae.mixed_model.curves import leading_curves
@@ -81,24 +82,36 @@ def test_one_code_may_move_two_correlated_outcomes():
     np.testing.assert_allclose(found * np.sign(found[0, 0]), truth, atol=0.08)
 
 
-# With the old files: goes when they go.
-def test_one_outcome_is_as_before():
-    from skgroupvae.groups import Segments as OldSegments
-    from skgroupvae.regression.curves import leading_curves as old_leading_curves
-
-    (features, score, information), groups, _ = scores_of(
-        lambda x, u, v: 0.4 * u * x + np.exp(0.2 * u[::-1]) * v, n_groups=60
+def test_curves_are_the_leading_directions_of_products_of_pairs():
+    """Every pair of rows of a group written out, for the generalized eigenproblem of scipy."""
+    tensors, groups, _ = scores_of(
+        lambda x, u, v: 0.6 * u * x + np.exp(0.3 * u[::-1]) * v, n_groups=100, size=8
     )
-    diagonal = information.diagonal(dim1=1, dim2=2)
-    old = old_leading_curves(
-        features,
-        score,
-        diagonal,
-        OldSegments(groups.codes, groups.sizes),
-        2,
-        torch.Generator().manual_seed(0),
-    ).numpy()
-    new = curves([features, score, information], groups, 2)
-    # An eigenvector has any sign.
-    signs = np.sign((new * old).sum((1, 2), keepdims=True))
-    np.testing.assert_allclose(signs * new, old, atol=1e-10)
+    features, score, information = (part.numpy() for part in tensors)
+    # Two that stand out from chance, and one that does not.
+    n_curves, seed = 3, 0
+    by_row = (score[:, :, None] * features[:, None]).reshape(len(score), -1)
+
+    def mean_of_pairs(codes):
+        total, n_pairs = 0.0, 0
+        for one in range(len(codes)):
+            others = (codes == codes[one]) & (np.arange(len(codes)) != one)
+            total = total + np.outer(by_row[one], by_row[others].sum(0))
+            n_pairs += others.sum()
+        return 0.5 * (total + total.T) / n_pairs
+
+    # A little is added to the diagonal of the information, parameter by parameter.
+    mean = np.einsum("nkj,nh,ni->khji", information, features, features) / len(features)
+    mean = mean.reshape(by_row.shape[1], -1)
+    level = np.diag(mean).reshape(2, -1).mean(1)
+    mean += 1e-3 * np.diag(np.repeat(level, features.shape[1]))
+    codes = groups.codes.numpy()
+    values, vectors = linalg.eigh(mean_of_pairs(codes), mean)
+    shuffled = codes[torch.randperm(len(codes), generator=torch.Generator().manual_seed(seed))]
+    by_chance = linalg.eigh(mean_of_pairs(shuffled), mean, eigvals_only=True)[-1]
+    sds = np.sqrt((values[::-1][:n_curves] - by_chance).clip(min=0.01))
+    assert (sds > 0.11).tolist() == [True, True, False]
+    for found, sd, vector in zip(curves(tensors, groups, n_curves), sds, vectors.T[::-1], strict=False):
+        expected = sd * vector.reshape(2, -1)
+        # An eigenvector has any sign.
+        np.testing.assert_allclose(found * np.sign((found * expected).sum()), expected, atol=1e-8)

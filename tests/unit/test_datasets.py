@@ -25,6 +25,11 @@ def trapezoid(values, step):
     return step * values.sum(axis=0)
 
 
+def normal_density(deviation, sd):
+    """As scipy's, which takes three times as long."""
+    return np.exp(-0.5 * (deviation / sd) ** 2) / (np.sqrt(2.0 * np.pi) * sd)
+
+
 def brute_force(scores, noise):
     """Every integral on a plain grid, without algebra of normals: over mu, sigma and the v of each row."""
     mu = np.linspace(-6.0, 6.0, 161)
@@ -35,7 +40,7 @@ def brute_force(scores, noise):
     for score in scores:
         # (v, sigma) for one mu at a time, to stay small.
         spread = v[:, None] * (sigma**2 + 1.0)
-        by_mu = [stats.norm.pdf(v)[:, None] * stats.norm.pdf(score, 2.0 * at + spread, noise) for at in mu]
+        by_mu = [stats.norm.pdf(v)[:, None] * normal_density(score - 2.0 * at - spread, noise) for at in mu]
         likelihood.append(np.array([trapezoid(p, v[1] - v[0]) for p in by_mu]))
         v_moment.append(np.array([trapezoid(v[:, None] * p, v[1] - v[0]) for p in by_mu]))
     joint = prior * np.prod(likelihood, axis=0)

@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 
 from skgroupvae.batch import Batch, RandomTerm, Segments
-from skgroupvae.mixed_model.linear import factors_of, fit_linear_mixed_model, log_likelihood
+from skgroupvae.mixed_model.linear import factors_of, fit_linear_mixed_model, log_likelihood, parameters_of
 
 INTERCEPT = RandomTerm((0,))
 
@@ -107,6 +107,17 @@ def dense_log_likelihood(table, loadings, residual, fixed=None, *, reml=False):
     return total
 
 
+def dense_effects(table, model):
+    """Best linear unbiased predictions of each group, by the covariance of its cells with its effects."""
+    loadings, n_outcomes = model.loadings[0].numpy(), table.values.shape[1]
+    beta = model.fixed.numpy().T.ravel()
+    for group, (y, x, v) in enumerate(dense_groups(table, loadings, model.residual.numpy())):
+        rows = table.codes == group
+        kept = slice(None) if table.mask is None else table.mask[rows].T.ravel()
+        z = np.kron(np.eye(n_outcomes), table.design[rows][:, table.columns])[kept]
+        yield loadings @ loadings.T @ z.T @ np.linalg.solve(v, y - x @ beta)
+
+
 def dense_of_parameters(table, model, parameters, **kwargs):
     loadings, residual = factors_of(model, torch.as_tensor(parameters))
     return dense_log_likelihood(table, loadings, residual, **kwargs)
@@ -115,14 +126,12 @@ def dense_of_parameters(table, model, parameters, **kwargs):
 def gradient_and_hessian(function, at, step=1e-4):
     steps = step * np.eye(len(at))
     gradient = np.array([(function(at + h) - function(at - h)) / (2 * step) for h in steps])
-    hessian = [
-        [
-            function(at + h + k) - function(at + h - k) - function(at - h + k) + function(at - h - k)
-            for k in steps
-        ]
-        for h in steps
-    ]
-    return gradient, np.array(hessian) / (4 * step**2)
+    hessian = np.zeros((len(at), len(at)))
+    for j, k in zip(*np.tril_indices(len(at)), strict=True):
+        h, k_step = steps[j], steps[k]
+        ends = [function(at + a * h + b * k_step) for a in (1, -1) for b in (1, -1)]
+        hessian[j, k] = hessian[k, j] = ends[0] - ends[1] - ends[2] + ends[3]
+    return gradient, hessian / (4 * step**2)
 
 
 def em(values, codes, n_iterations=3000):
@@ -130,10 +139,10 @@ def em(values, codes, n_iterations=3000):
     sizes = np.bincount(codes)
     mean = values.mean(0)
     psi = sigma = np.cov(values.T)
-    centred_sum = np.stack([values[codes == g].sum(0) for g in range(len(sizes))])
+    centered_sum = np.stack([values[codes == g].sum(0) for g in range(len(sizes))])
     for _ in range(n_iterations):
         gain = psi @ np.linalg.inv(psi + sigma / sizes[:, None, None])
-        effects = np.einsum("gde,ge->gd", gain, centred_sum / sizes[:, None] - mean)
+        effects = np.einsum("gde,ge->gd", gain, centered_sum / sizes[:, None] - mean)
         left = psi - gain @ psi
         mean = (values - effects[codes]).mean(0)
         rest = values - mean - effects[codes]
@@ -202,17 +211,12 @@ def test_precisions_divide_the_noise_variance(shared, method, mask):
 def test_effects_and_fixed_effects_are_those_of_the_joint_normal():
     table = decorate(simulate(2, (0, 1)), mask=True)
     model = table.fit()
-    loadings = model.loadings[0].numpy()
-    groups = list(dense_groups(table, loadings, model.residual.numpy()))
+    groups = list(dense_groups(table, model.loadings[0].numpy(), model.residual.numpy()))
     information = sum(x.T @ np.linalg.solve(v, x) for _, x, v in groups)
     beta = np.linalg.solve(information, sum(x.T @ np.linalg.solve(v, y) for y, x, v in groups))
     np.testing.assert_allclose(model.fixed.numpy().T.ravel(), beta, rtol=1e-7)
     np.testing.assert_allclose(model.fixed_covariance, np.linalg.inv(information), rtol=1e-6)
-    for group, (y, x, v) in enumerate(groups):
-        rows = table.codes == group
-        z = np.kron(np.eye(2), table.design[rows])[table.mask[rows].T.ravel()]
-        blup = loadings @ loadings.T @ z.T @ np.linalg.solve(v, y - x @ beta)
-        np.testing.assert_allclose(model.effects[0][group], blup, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(model.effects[0], list(dense_effects(table, model)), rtol=1e-6, atol=1e-9)
 
 
 # --- the maximum ---
@@ -245,6 +249,15 @@ def test_gradient_is_zero_under_constraints(options):
     assert model.log_likelihood < table.fit().log_likelihood
     assert model.loadings[0].shape == (4, options.get("rank", 4))
     assert bool((model.residual[0, 1:] == 0).all())
+
+
+@pytest.mark.parametrize("options", [{}, {"residual": "diagonal"}, {"rank": 1}, {"method": "reml"}])
+def test_parameters_tell_loadings_and_residual_and_are_told_by_them(options):
+    model = simulate(2, (0, 1), n_groups=30).fit(**options)
+    loadings, residual = factors_of(model, model.parameters)
+    torch.testing.assert_close(loadings, model.loadings[0])
+    torch.testing.assert_close(residual, model.residual)
+    torch.testing.assert_close(parameters_of(model, loadings, residual), model.parameters)
 
 
 @pytest.mark.parametrize("n_outcomes", [2, 3])
@@ -301,6 +314,8 @@ def test_one_outcome_is_that_of_statsmodels(where, method):
     psi = (model.loadings[0] @ model.loadings[0].T).numpy()
     np.testing.assert_allclose(psi, theirs.cov_re, rtol=0.02, atol=0.02 * np.abs(psi).max())
     assert float(model.residual) ** 2 == pytest.approx(theirs.scale, rel=1e-2)
+    # Theirs have the uncertainty of the variances in them.
+    np.testing.assert_allclose(model.fixed_covariance.diagonal().sqrt(), theirs.bse_fe, rtol=0.05)
 
 
 @pytest.mark.parametrize("method", ["ml", "reml"])
@@ -310,32 +325,38 @@ def test_more_rank_is_never_less_likely(method):
     assert table.fit(method=method).log_likelihood >= table.fit(method=method, rank=1).log_likelihood - 1e-8
 
 
-# Goes when skgroupvae/regression/mixed_model.py goes.
 @pytest.mark.parametrize("columns", [(0,), (0, 1), (0, 1, 2)])
-@pytest.mark.parametrize("weighted", [False, True])
-def test_one_outcome_is_that_of_the_former_function(columns, weighted):
-    from skgroupvae.regression.mixed_model import fit_linear_mixed_model as former
-
-    table = simulate(1, columns, n_groups=40, n_columns=3, largest=20)
-    batch, rng = table.batch(), np.random.default_rng(4)
-    n_rows, options, weights, within = batch.n_rows, {}, torch.ones(batch.n_rows).double(), None
-    if weighted:
-        counts = torch.as_tensor(rng.integers(1, 4, n_rows), dtype=torch.float64)
-        information = torch.as_tensor(rng.uniform(0.3, 3.0, n_rows))
-        within = torch.as_tensor(rng.uniform(0.0, 1.0, n_rows))
-        batch = replace(batch, weights=counts)
-        options = {"precisions": information[:, None], "extra_variance": within[:, None]}
-        n_rows, weights = float(counts.sum()), counts * information
-    old = former(batch.values[:, 0], batch.design, columns, batch.groups, weights, n_rows, within)
-    new = fit_linear_mixed_model(batch, [table.term], **options)
-    assert new.log_likelihood == pytest.approx(old.log_likelihood, rel=1e-8)
-    # The former search stopped at a gradient of 1e-6 or so.
-    torch.testing.assert_close(new.fixed[:, 0], old.fixed, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(new.loadings[0], old.loadings, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(float(new.residual), old.noise, rtol=1e-6, atol=0)
-    torch.testing.assert_close(new.effects[0], old.effects, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(new.fixed_covariance, old.fixed_covariance, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(new.parameters_covariance, old.theta_covariance, rtol=1e-4, atol=1e-5)
+def test_means_of_precise_outcomes_have_the_likelihood_of_all_of_them(columns):
+    """Weights, precisions and variances within at once, against every outcome written out."""
+    table, rng = simulate(1, columns, n_groups=30, n_columns=3, largest=9), np.random.default_rng(4)
+    counts = rng.integers(1, 4, len(table.codes))
+    within = np.where(counts > 1, rng.uniform(0.0, 1.0, len(counts)), 0.0)
+    precisions = rng.uniform(0.3, 3.0, len(counts))
+    means = replace(table, weights=counts.astype(float), precisions=precisions[:, None])
+    model = means.fit(extra_variance=torch.as_tensor(within[:, None]))
+    # The outcomes that a row is the mean of: its value, and pairs about it that have the variance.
+    rows = np.repeat(np.arange(len(counts)), counts)
+    place = np.concatenate([np.linspace(-1.0, 1.0, n) if n > 1 else [0.0] for n in counts])
+    spread = np.sqrt(within * np.array([0.0, 0.0, 1.0, 1.5])[counts])
+    whole = Table(
+        table.values[rows] + (spread[rows] * place)[:, None],
+        table.design[rows],
+        table.codes[rows],
+        columns,
+        precisions=precisions[rows, None],
+    )
+    constant = 0.5 * np.log(precisions[rows]).sum()
+    dense = dense_log_likelihood(whole, model.loadings[0], model.residual)
+    assert model.log_likelihood == pytest.approx(dense - constant, rel=1e-8)
+    fixed = dense_log_likelihood(whole, model.loadings[0], model.residual, model.fixed)
+    assert fixed == pytest.approx(dense, rel=1e-10)
+    gradient, hessian = gradient_and_hessian(
+        lambda p: dense_of_parameters(whole, model, p), model.parameters.numpy()
+    )
+    assert np.abs(gradient).max() < 1e-3
+    np.testing.assert_allclose(model.parameters_covariance, np.linalg.inv(-hessian), rtol=1e-3, atol=1e-4)
+    effects = list(dense_effects(whole, model))
+    np.testing.assert_allclose(model.effects[0], effects, rtol=1e-6, atol=1e-8)
 
 
 # --- invariances ---
@@ -475,15 +496,21 @@ def test_singular_tables_have_finite_estimates(case, method):
     assert finite(replace(table, values=values).fit(method=method))
 
 
-def test_no_variance_between_groups():
+def test_no_variance_between_groups_gives_no_loadings_and_least_squares():
     rng = np.random.default_rng(1)
     codes = np.repeat(np.arange(40), 10)
-    values = rng.normal(size=(400, 2))
-    values -= np.stack([values[codes == g].mean(0) for g in range(40)])[codes]
-    model = Table(values, np.ones((400, 1)), codes).fit()
+    design = np.column_stack([np.ones(400), rng.normal(size=400)])
+    noise = rng.normal(size=(400, 2))
+    # Less spread between groups than chance gives.
+    noise -= np.stack([noise[codes == g].mean(0) for g in range(40)])[codes]
+    values = design @ [[1.0, 0.0], [2.0, -1.0]] + noise
+    model = Table(values, design, codes).fit()
     assert model.converged
     assert float(model.loadings[0].abs().max()) < 1e-3
-    np.testing.assert_allclose(model.residual @ model.residual.T, values.T @ values / 400, rtol=1e-5)
+    fixed, *_ = np.linalg.lstsq(design, values, rcond=None)
+    np.testing.assert_allclose(model.fixed, fixed, rtol=1e-5)
+    rest = values - design @ fixed
+    np.testing.assert_allclose(model.residual @ model.residual.T, rest.T @ rest / 400, rtol=1e-5)
 
 
 def test_works_whatever_the_default_type_and_under_no_grad():

@@ -609,11 +609,13 @@ def test_given_schedule_is_kept():
 
 
 @pytest.mark.parametrize("n_groups", [1, 2, 7, 8, 9, 65, 500, 2048, 32_768])
-def test_auto_schedule_has_as_many_steps_for_any_number_of_groups(n_groups):
-    max_epochs, batch_size = resolve_schedule("auto", "auto", n_groups)
+@pytest.mark.parametrize("asked", [None, 800])
+def test_auto_schedule_has_as_many_steps_for_any_number_of_groups(n_groups, asked):
+    max_epochs, batch_size = resolve_schedule("auto", "auto", n_groups, asked)
     assert min(n_groups, 8) <= batch_size <= min(256, max(8, n_groups // 8))
     # Half an epoch is lost or won by rounding to whole epochs: 64 of 128 steps at the most here.
-    assert max_epochs * math.ceil(n_groups / batch_size) == pytest.approx(1250, abs=64)
+    n_steps = max_epochs * math.ceil(n_groups / batch_size)
+    assert n_steps == pytest.approx(asked or 1250, abs=64)
 
 
 def test_auto_schedule_is_at_least_one_epoch():

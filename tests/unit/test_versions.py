@@ -14,7 +14,7 @@ import torch
 import skgroupvae
 from skgroupvae import versions
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def test_versions_of_everything_are_printed(capsys):

@@ -15,12 +15,14 @@ from torch import nn
 from skgroupvae.batch import RandomTerm
 from skgroupvae.data.checks import SeenColumns
 from skgroupvae.data.columns import Column
+from skgroupvae.data.outcome_reader import OutcomeReader
 from skgroupvae.data.reader import ObservationReader
-from skgroupvae.encoding import RECORDS, StateWriter, is_custom, read_data, read_state
 from skgroupvae.mixed_model.linear import LinearMixedModel
-from skgroupvae.model.spec import LatentSpec
+from skgroupvae.model.families import FAMILIES, GaussianFamily
+from skgroupvae.model.spec import LatentSpec, ScoreSpec
 from skgroupvae.model.summaries import Summaries
-from skgroupvae.state import Choice, FittedState, KnownGroups
+from skgroupvae.persistence.records import RECORDS, StateWriter, is_custom, read_data, read_state
+from skgroupvae.state import Choice, FittedState, KnownGroups, ScoreState
 
 
 def formula(u, v):
@@ -83,6 +85,45 @@ def state_of(decoder="mlp", labels=("b", "a", "c"), **choices) -> FittedState:
     )
 
 
+def score_state_of(family="gaussian", n_outcomes=1, formula=None, levels=(), **choices) -> ScoreState:
+    """A state of a regression with an untrained model."""
+    rng, groups = np.random.RandomState(0), np.repeat(list("bac"), 4)
+    X = pd.DataFrame({"x": rng.normal(size=12), "sex": list("fmm") * 4})
+    y = np.column_stack([rng.randint(1, 5, 12) for _ in range(n_outcomes)])
+    kind = FAMILIES[family].kind if isinstance(family, str) else family.kind
+    said = {"formula": formula, "random_slopes": "auto", "group_column": None}
+    outcome = y[:, 0] if n_outcomes == 1 else y
+    reader, table = OutcomeReader.learn(
+        X, outcome, groups, None, kind=kind, family=str(family), owner="CxVAERegressor", **said
+    )
+    parts = {
+        "family": family,
+        "levels": tuple(column.levels or () for column in reader.columns),
+        "n_columns": len(reader.design.names),
+        "random": tuple(reader.random),
+        "n_extra_codes": 1,
+        "group_encoder": "mixed_model",
+        "regularizer": None,
+        "hidden_sizes": (4,),
+        "has_network": True,
+    }
+    spec = ScoreSpec(**parts | choices)
+    model = spec.build(torch.Generator().manual_seed(3)).eval().requires_grad_(False).double()
+    model.set_value_moments(table.batch)
+    return ScoreState(
+        reader=reader,
+        spec=spec,
+        model=model,
+        groups=KnownGroups(table.labels, Summaries.of_rows(model, table.batch.to())),
+        history=pd.DataFrame({"loss": [0.5]}),
+        mixed_model=state_of().mixed_model,
+        choice=Choice("network", "it pays", 0.25),
+        n_rows=12,
+        n_cells=(12.0,) * n_outcomes,
+        marginal_effects=pd.DataFrame({"estimate": [0.5, np.nan]}, index=["x", "sex[m]"]),
+    )
+
+
 def identical(one, other) -> bool:
     """Same type and bytes, records and Modules by their parts."""
     if type(one) is not type(other):
@@ -135,6 +176,54 @@ def test_round_trip(choices):
     assert not back.model.training
     assert all(p.dtype == torch.float64 and not p.requires_grad for p in back.model.parameters())
     assert encoded(back)[0] == document
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {},
+        {"has_network": False},
+        {"is_frozen": True, "n_extra_codes": 0},
+        {"n_outcomes": 2},
+        {"family": "ordinal", "n_outcomes": 2},
+        {"family": "negative_binomial", "regularizer": "context", "group_encoder": "average"},
+        {"formula": "~ poly(x, 2) * sex"},
+    ],
+    ids=lambda choices: "-".join(choices) or "default",
+)
+def test_round_trip_of_a_regression(choices):
+    pytest.importorskip("formulaic")
+    state = score_state_of(**choices)
+    document, tensors, custom = encoded(state)
+    assert custom == {}
+    back = read_state(document, tensors, {})
+    assert identical(state, back)
+    assert not back.model.training
+    assert all(p.dtype == torch.float64 and not p.requires_grad for p in back.model.parameters())
+    assert encoded(back)[0] == document
+    assert identical(back.reader.formula, state.reader.formula)
+
+
+class OwnFamily(GaussianFamily):
+    """A family of the user's."""
+
+
+def test_custom_family_is_left_out():
+    state = score_state_of(family=OwnFamily)
+    document, tensors, custom = encoded(state)
+    assert custom == {"family": OwnFamily}
+    assert read_state(document, tensors, {"family": OwnFamily}).spec.family is OwnFamily
+    with pytest.raises(ValueError, match=r"ScoreSpec lacks the fields \['family'\]"):
+        read_state(document, tensors, {})
+
+
+def test_states_are_not_mixed_up():
+    """The records of one kind of state in the place of those of the other."""
+    document, tensors, _ = encoded(score_state_of())
+    other, others_tensors, _ = encoded(state_of())
+    for field in ("reader", "spec"):
+        foreign = changed(document, [field], _pair(other, field)[1])
+        assert f" as {field}" in refusal(foreign, others_tensors | tensors)
 
 
 def test_tensors_have_the_names_of_their_fields():
@@ -196,11 +285,87 @@ def test_other_classes_are_not_written():
             StateWriter({})(value, "state.x")
 
 
+FRAME = pd.DataFrame({("a", 1): [1, 2], ("b", 2): [True, False]}, index=pd.Index([0.5, 1.5], name="x"))
+FRAME.columns = pd.Index([("a", 1), ("b", 2)], tupleize_cols=False)
+FRAME[3], FRAME[4] = ["x", "y"], pd.to_datetime(["2020", "2021"]).tz_localize("UTC")
+VALUES = {
+    "scalars": [None, True, 1, 1.5, np.nan, -np.inf, "ä\ud800", (1, [2, (3.0,)])],
+    "dictionary": {1: "a", "b": {(2, 3.0): [None]}},
+    "arrays": [np.array(3.0), np.zeros((0, 3)), np.arange(6).reshape(2, 3).T, np.array([1 + 2j])],
+    "other arrays": [
+        np.array([["a", None]], dtype=object),
+        np.array(["ab", "c"]),
+        np.float16([1, 2]),
+        np.arange(3, dtype=">i4"),
+    ],
+    "numpy": [np.float64(1.0), np.bool_(False), np.str_(""), np.timedelta64(3, "D"), np.longdouble(1) / 3],
+    "frame": FRAME,
+    "empty frame": FRAME.iloc[:0],
+    "frame by two levels": pd.concat({"score": FRAME, "effort": FRAME}, names=["outcome"]),
+    "device": torch.device("cpu"),
+}
+
+
+def same(one, other) -> bool:
+    """As `identical`, NaN being itself."""
+    if isinstance(one, (tuple, list)):
+        return type(one) is type(other) and len(one) == len(other) and all(map(same, one, other))
+    return identical(one, other) or (type(one) is type(other) and one != one and other != other)
+
+
+@pytest.mark.parametrize("kind", VALUES)
+def test_data_of_every_kind(kind):
+    value, write = VALUES[kind], StateWriter({})
+    document = json.loads(json.dumps(write(value, "x"), allow_nan=False))
+    back = read_data(document, write.tensors)
+    assert same(value, back)
+    if kind == "arrays":
+        assert back[2].flags.f_contiguous
+        back[0][...] = 4.0  # no view of something read-only
+    if kind == "frame":
+        assert list(back.dtypes) == list(FRAME.dtypes)
+
+
+@pytest.mark.parametrize("value", [np.arange(6.0)[::2], pd.concat([FRAME, FRAME])], ids=["array", "frame"])
+def test_what_was_read_is_written_as_before(value):
+    """Also where it was a view of every other number."""
+    write = StateWriter({})
+    document = write(value, "x")
+    again = StateWriter({})
+    assert again(read_data(document, write.tensors), "x") == document
+    assert again.tensors.keys() == write.tensors.keys()
+
+
+def test_a_random_state_goes_on_where_it_was():
+    state, write = np.random.RandomState(3), StateWriter({})
+    state.normal()
+    back = read_data(json.loads(json.dumps(write(state, "x"))), write.tensors)
+    assert back.normal() == state.normal()
+    assert back.randint(2**31) == state.randint(2**31)
+
+
+def test_data_of_unknown_kinds_are_named():
+    for value in (object(), {1, 2}, np.zeros(2, dtype=[("a", int)]), np.ma.masked_array([1.0]), b"bytes"):
+        with pytest.raises(TypeError, match=f"cannot save mystery: it holds a .*{type(value).__name__}"):
+            StateWriter({})([value], "mystery")
+
+
+def test_equal_arrays_are_stored_once():
+    write = StateWriter({})
+    array = np.arange(3.0)
+    documents = [write(array, "a"), write(array.copy(), "b"), write(array.astype(np.float32), "c")]
+    assert list(write.tensors) == ["a", "c"]
+    assert documents[0] == documents[1]
+    # What a network learned has its own names, whatever it is equal to.
+    write(array, "network.weight")
+    assert "network.weight" in write.tensors
+
+
 def test_labels_that_data_cannot_tell():
     state = state_of()
-    labels = pd.MultiIndex.from_tuples([(1, 2), (3, 4), (5, 6)])
+    labels = pd.period_range("2020", periods=3, freq="M")
     state = state.replaced(groups=dataclasses.replace(state.groups, labels=labels))
-    with pytest.raises(TypeError, match=r"cannot save state.groups.labels: it holds a MultiIndex"):
+    with pytest.raises(TypeError, match=r"cannot save state.groups.labels: it holds a Period"):
         encoded(state)
 
 
@@ -314,7 +479,7 @@ def test_column_of_an_unknown_kind(whole):
 )
 def test_models_that_the_file_does_not_hold(at, value, whole):
     document, tensors = whole
-    # Which of torch's errors a size meets is its own; `saving.load` makes them one.
+    # Which of torch's errors a size meets is its own; `saving.load` makes them one error.
     with pytest.raises((ValueError, RuntimeError, KeyError, TypeError, OverflowError, AttributeError)):
         read_state(changed(document, at, value), tensors, {})
 

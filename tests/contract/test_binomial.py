@@ -5,18 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from scipy import stats
 from scipy.optimize import minimize
 from scipy.special import expit, logsumexp
 from sklearn.metrics import r2_score
 
 from skgroupvae import CxVAERegressor
-from skgroupvae.families import BinomialFamily, SuccessesFamily
 
 N_GROUPS = 40
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(200)
-DOUBLE = torch.float64
 
 
 def quick(family="binomial", **kwargs):
@@ -49,49 +46,7 @@ def model(clinics):
 
 def fixed_and_sd(model):
     """Intercept and slope in the units of x, and the sd of the random intercept."""
-    decoder, design = model.network_.decoder, model._design
-    slope = float(decoder.fixed[1]) / design.scale[1]
-    return float(decoder.fixed[0]) - slope * design.centre[1], slope, abs(float(decoder.loadings[0, 0]))
-
-
-# --- the family
-
-
-def test_successes_are_scipys_binomial():
-    trials, logit = torch.tensor([1.0, 5.0, 40.0]), torch.tensor([[0.3], [-2.0], [4.0]], dtype=DOUBLE)
-    family, theirs = SuccessesFamily(trials), stats.binom(trials.double().numpy(), expit(logit[:, 0].numpy()))
-    for y in ([0.0, 0.0, 0.0], [1.0, 2.0, 39.0], [1.0, 5.0, 40.0]):
-        count = torch.tensor(y, dtype=DOUBLE)
-        np.testing.assert_allclose(family.log_prob(count, logit), theirs.logpmf(y), rtol=1e-10, atol=1e-14)
-        np.testing.assert_allclose(family.cdf(count, logit), theirs.cdf(y), rtol=1e-10)
-    np.testing.assert_allclose(family.mean(logit), theirs.mean())
-    np.testing.assert_allclose(family.variance(logit), theirs.var())
-    for level in (0.001, 0.2, 0.5, 0.97):
-        p = torch.full((3,), level, dtype=DOUBLE)
-        np.testing.assert_array_equal(family.quantile(p, logit), theirs.ppf(level))
-    np.testing.assert_array_equal(family.cdf(torch.full((3,), -1.0, dtype=DOUBLE), logit), 0.0)
-
-
-def test_many_trials_keep_their_digits_in_single_precision():
-    family = SuccessesFamily(torch.tensor([100_000.0]))
-    value = family.log_prob(torch.tensor([50_010.0]), torch.zeros(1, 1))
-    np.testing.assert_allclose(value, stats.binom.logpmf(50_010, 100_000, 0.5), rtol=1e-6)
-
-
-def test_one_trial_of_a_row_is_a_mixture_of_its_outcomes():
-    family, eta, y = BinomialFamily(), torch.tensor([[0.4]], dtype=DOUBLE), torch.tensor([0.3], dtype=DOUBLE)
-    rate = expit(0.4)
-    assert float(family.log_prob(y, eta)) == pytest.approx(0.3 * np.log(rate) + 0.7 * np.log(1.0 - rate))
-    # 7 failures below, 3 successes above the quantile of a failure.
-    edge = stats.norm.ppf(1.0 - rate)
-    low, high = stats.truncnorm(-np.inf, edge), stats.truncnorm(edge, np.inf)
-    mean = 0.7 * low.mean() + 0.3 * high.mean()
-    square = 0.7 * (low.var() + low.mean() ** 2) + 0.3 * (high.var() + high.mean() ** 2)
-    ours = [float(part) for part in family.normal_score(y, eta)]
-    np.testing.assert_allclose(ours, [mean, np.sqrt(square - mean**2)], rtol=1e-5)
-    score, information = (float(part) for part in family.working(y, eta))
-    assert score == pytest.approx(0.3 - rate, abs=1e-3)
-    assert information == pytest.approx(rate * (1.0 - rate), rel=1e-2)
+    return *model.fixed_effects_["estimate"], model.variance_components_.loc["Intercept", "sd"]
 
 
 # --- the fit
@@ -104,7 +59,7 @@ def test_fit_is_that_of_weighted_rows_of_0_and_1(clinics):
     rows = quick("bernoulli").fit(
         np.r_[x, x], outcome, groups=np.r_[groups, groups], sample_weight=y.T.ravel()
     )
-    # The default decoder has the tables of the start, which no draw is in.
+    # A network has the tables of its start, which no draw is in.
     starts = [
         quick(family, decoder="mlp", max_epochs=1).fit(*table, groups=labels, sample_weight=weights)
         for family, table, labels, weights in (
@@ -134,7 +89,7 @@ def test_fit_is_near_maximum_likelihood(model, clinics):
         return logsumexp(by_group + np.log(weights / weights.sum()), axis=1).sum()
 
     best = minimize(lambda p: -log_likelihood(p), [0.3, 0.5, 0.8])
-    # As in tests/test_glmm.py: a confidence region of 95 % reaches 3.9 nats down.
+    # A confidence region of 95 % for the three of them reaches 3.9 nats down.
     assert log_likelihood(fixed_and_sd(model)) > -best.fun - 1.0
 
 
@@ -224,6 +179,11 @@ def test_scores_and_translations_are_of_counts(model, clinics):
     assert (moved > y[worst, 0]).all()
     assert (interval <= trials[worst, None]).all()
     assert (np.round(interval[:, 1]) >= interval[:, 0]).all()
+    frame = pd.DataFrame(y[worst], columns=["yes", "no"], index=np.flatnonzero(worst))
+    named = model.translate(x[worst], frame, source_group=groups[worst], target_group=best)
+    assert list(named.columns) == ["yes"]
+    assert named.index.equals(frame.index)
+    np.testing.assert_array_equal(named["yes"], moved)
 
 
 # --- scikit-learn, files and errors
@@ -260,7 +220,7 @@ def test_bad_outcomes_are_refused(change, message, clinics):
     estimator = quick()
     with pytest.raises(ValueError, match=message):
         estimator.fit(x, change(y), groups=groups)
-    assert not hasattr(estimator, "network_")
+    assert not hasattr(estimator, "model_")
 
 
 @pytest.mark.parametrize("trials", [0, 1.5, -2, [1, 2], "many", np.nan])
