@@ -1,7 +1,7 @@
-"""Seconds of a grid search with one worker and with two, and the threads that the workers use.
+"""Seconds that a grid search takes with one worker and with two, and the threads that the workers use.
 
-A search of 8 fits (4 candidates, 2 folds, no refit) runs with n_jobs=1 and n_jobs=2 in turns; the ratio is
-that of the fastest run of each. On two free cores it should be 1.6 or more.
+A search of 8 fits (4 candidates, 2 folds, no refit) alternates between n_jobs=1 and n_jobs=2; the ratio is
+that of the fastest run of each. On two free cores it should be 1.6 or more. The fits have ``decoder="mlp"``.
 
     python examples/benchmark_search.py
     python examples/benchmark_search.py --repeats 5 --max-epochs 60
@@ -25,7 +25,7 @@ from skgroupvae.datasets import make_exam_scores
 
 N_GROUPS = 128
 GRID = {"regularizer_weight": [0.1, 1.0], "learning_rate": [0.003, 0.01]}
-GOAL = 1.6
+TARGET = 1.6
 
 
 def usable_cores() -> int:
@@ -34,15 +34,15 @@ def usable_cores() -> int:
 
 
 def look_inside(seconds: float) -> tuple[int, int, str | None]:
-    """Make a worker ready for fits, and see its process id, torch's threads and OMP_NUM_THREADS."""
+    """Prepare a worker for fits; returns its process id, torch's threads and OMP_NUM_THREADS."""
     small = make_exam_scores(8, random_state=0)
-    GroupVAE(decoder="mlp", max_epochs=1, random_state=0, verbose=False).fit(small.X, groups=small.groups)
-    time.sleep(seconds)  # busy for a moment, so that the next task goes to the other worker
+    GroupVAE(decoder="linear", random_state=0, verbose=False).fit(small.X, groups=small.groups)
+    time.sleep(seconds)  # so that the next task goes to the other worker
     return os.getpid(), torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
 
 
 def warm_up(n_workers: int) -> dict[int, tuple[int, str | None]]:
-    """Threads of each worker by process id, once every worker has imported torch and done a fit."""
+    """Threads of each worker by process id, once every worker has imported torch and fitted a model."""
     seen: dict[int, tuple[int, str | None]] = {}
     for _ in range(20):
         for pid, n_threads, variable in Parallel(n_jobs=n_workers)(
@@ -66,18 +66,18 @@ def run(data, n_jobs: int, max_epochs: int) -> tuple[float, np.ndarray]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3, help="runs of each kind (default: 3)")
-    parser.add_argument("--max-epochs", type=int, default=20, help="passes of a fit (default: 20)")
+    parser.add_argument("--max-epochs", type=int, default=20, help="epochs per fit (default: 20)")
     options = parser.parse_args()
 
-    # The fits of n_jobs=1 run in this process, which joblib does not cap: one thread, as in a worker.
+    # With n_jobs=1 the fits run in this process, where joblib does not limit threads: one, as in a worker.
     torch.set_num_threads(1)
     data = make_exam_scores(N_GROUPS, random_state=0)
     seconds: dict[int, list[float]] = {1: [], 2: []}
     scores = {}
-    print(f"cores: {usable_cores()}, load: {os.getloadavg()[0]:.1f}, rows: {len(data.X)}, fits a search: 8")
+    print(f"cores: {usable_cores()}, load: {os.getloadavg()[0]:.1f}, rows: {len(data.X)}, fits per search: 8")
     with (
         config_context(enable_metadata_routing=True),
-        # joblib's documented cap: it sets OMP_NUM_THREADS (and those of MKL, OpenBLAS, ...) in each worker.
+        # joblib's documented limit: it sets OMP_NUM_THREADS (and those of MKL, OpenBLAS, ...) in each worker.
         joblib.parallel_config(backend="loky", inner_max_num_threads=1),
     ):
         workers = warm_up(2)
@@ -91,9 +91,11 @@ def main() -> None:
         print("same workers throughout:", warm_up(2).keys() == workers.keys())
     print("same scores:", np.array_equal(scores[1], scores[2]))
     ratio = min(seconds[1]) / min(seconds[2])
-    print(f"fastest: {min(seconds[1]):.1f} s and {min(seconds[2]):.1f} s, ratio: {ratio:.2f} (goal: {GOAL})")
+    print(
+        f"fastest: {min(seconds[1]):.1f} s and {min(seconds[2]):.1f} s, ratio: {ratio:.2f} (target: {TARGET})"
+    )
     if usable_cores() < 2 or os.getloadavg()[0] > 2.5:
-        print("note: fewer than two free cores; the ratio says nothing about an idle machine")
+        print("note: fewer than two free cores; the ratio says little about an idle machine")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""decoder="linear" against statsmodels' MixedLM by maximum likelihood, on four real tables.
+"""decoder="linear" compared with statsmodels' MixedLM by maximum likelihood, on four real data sets.
 
     python examples/linear_against_mixedlm.py
 
-Prints the largest difference of a fixed effect in standard errors, of a standard deviation in percent, the
-smallest correlation of the group effects with the BLUPs, and both log-likelihoods.
+Prints the largest difference between fixed effects, in standard errors, and between standard deviations, in
+percent; the smaller correlation of the group effects with the BLUPs; and both log-likelihoods.
 Needs the extra ``benchmark``.
 """
 
@@ -22,7 +22,7 @@ from skgroupvae import CxVAERegressor
 def compare(name: str) -> str:
     X, y, groups = load(name)
     _, _, _, covariates, slope, _ = TABLES[name]
-    # At the mean covariates both have the same random intercept.
+    # Group effects are reported at the mean covariates; centering makes both intercepts the same.
     X = X.assign(**{slope: X[slope] - X[slope].mean()})
     ours = CxVAERegressor(decoder="linear", random_slopes=[slope]).fit(X, y, groups=groups)
     theirs = smf.mixedlm(
@@ -45,7 +45,7 @@ def compare(name: str) -> str:
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    print(f"{'table':11s}{'fixed / se':>12s}{'sd / %':>10s}{'correlation':>14s}{'ours':>15s}{'MixedLM':>15s}")
+    print(f"{'table':11s}{'fixed / SE':>12s}{'SD / %':>10s}{'correlation':>14s}{'ours':>15s}{'MixedLM':>15s}")
     for name in TABLES:
         print(compare(name), flush=True)
 

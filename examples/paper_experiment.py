@@ -1,4 +1,4 @@
-"""The experiment of the CxVAE paper (section 6): its models, protocols and errors, and the exact limit.
+"""The experiment of the CxVAE paper (section 6): its models, protocols and errors, and the exact posterior.
 
 ``paper_tables.py`` runs it and prints the tables; ``paper_figures.py`` draws the figures.
 """
@@ -33,13 +33,13 @@ EXACT = "exact posterior"
 
 @dataclass(frozen=True)
 class Protocol:
-    """How the data are made, what noise the models assume, and which estimate is judged."""
+    """How the data are simulated, which noise the models assume, and which estimate is judged."""
 
     description: str
     data_noise: float
-    # None learns the noise scale; the exact posterior then takes that of the data.
+    # None learns the noise scale; the exact posterior then has that of the data.
     noise_scale: float | None
-    # Errors of one posterior draw instead of the posterior mean.
+    # Errors of one posterior draw instead of those of the posterior mean.
     from_draws: bool
 
     @property
@@ -65,7 +65,7 @@ TABLE_2 = {
     "u: product": _CXVAE | {"group_encoder": "product"},
     "u: product with prior": _CXVAE | {"group_encoder": "product_with_prior"},
     "v: unconditional": _CXVAE | {"instance_encoder": "unconditional"},
-    # The default of GroupVAE: a start at the posterior of the decoder, and a correction.
+    # The default of GroupVAE: starts at the decoder's posterior and learns a correction.
     "v: start at the decoder": _CXVAE | {"instance_encoder": "conditional"},
     "regularizer: none": _CXVAE | {"regularizer": None},
     "regularizer: instance": _CXVAE | {"regularizer": "instance"},
@@ -79,7 +79,7 @@ def formula(u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Estimates:
-    """What a model, or the exact posterior, says of the hold-out rows: u one row a group, the rest by row."""
+    """What a model, or the exact posterior, says about the test rows: u by group, the rest by row."""
 
     u: NDArray[np.float64]
     v: NDArray[np.float64]
@@ -89,9 +89,9 @@ class Estimates:
 
 
 def draw_data(protocol: Protocol, seed: int, n_groups: int) -> tuple[Bunch, Bunch, NDArray[np.intp]]:
-    """Training groups, hold-out groups and the target group of each hold-out group; the same for all models.
+    """Training groups, test groups and the target of each test group; the same for all models.
 
-    Whole groups are translated, and every group is the target of one, as section 5.1 of the paper has it.
+    Whole groups are translated, and every group is the target of exactly one, as in section 5.1 of the paper.
     """
     train = make_exam_scores(n_groups, noise=protocol.data_noise, random_state=2 * seed)
     test = make_exam_scores(N_TEST_GROUPS, noise=protocol.data_noise, random_state=2 * seed + 1)
@@ -125,8 +125,8 @@ def ask_model(
     else:
         u, v = model.transform(test.X, groups=test.groups)
         reconstructed = model.reconstruct(test.X, groups=test.groups)
-        # The hold-out groups must have labels that the fit has not seen: a label of the fit stands for its
-        # group and brings the rows of the fit with it.
+        # Test groups need labels that were not in the fit: a label of the fit would stand for that group, and
+        # its rows in the fit would be used.
         new = len(model.group_codes_)
         translated = model.translate(test.X, test.groups + new, target[test.groups] + new)
     return Estimates(u[first], v[:, 0], reconstructed[:, 0], translated[:, 0], log_likelihood)
@@ -142,7 +142,7 @@ def ask_exact(protocol: Protocol, test: Bunch, target: NDArray[np.intp], seed: i
         reconstructed = location[own] + scale[own] * v
         translated = location[other] + scale[other] * v
     else:
-        # The sign of sigma cannot be known; its absolute value is as good a code.
+        # The sign of sigma is not identified; its absolute value is as good a code.
         u, v = np.column_stack([exact.mu, exact.abs_sigma]), exact.v
         reconstructed = exact.reconstruct()
         translated = exact.translate(other)
@@ -150,7 +150,7 @@ def ask_exact(protocol: Protocol, test: Bunch, target: NDArray[np.intp], seed: i
 
 
 def errors(estimates: Estimates, test: Bunch, target: NDArray[np.intp], seed: int) -> dict[str, float]:
-    """Every error of the tables, as mean squared errors (the paper prints 100 times as much)."""
+    """All errors of the tables, as mean squared errors (the paper reports 100 times these)."""
     truth = true_translation(test, target)
     return {
         "reconstruction": reconstruction_error(test.X, estimates.reconstructed),
@@ -160,14 +160,14 @@ def errors(estimates: Estimates, test: Bunch, target: NDArray[np.intp], seed: in
         "u_pred_squared": group_code_error(
             estimates.u, np.column_stack([test.mu, test.sigma**2]), random_state=seed
         ),
-        # Two parts hold 25,000 rows each, plenty for one code.
+        # Each half has 25,000 rows, plenty for one code.
         "v_pred": instance_code_error(estimates.v, test.v, n_splits=2, random_state=seed),
         "log_likelihood": estimates.log_likelihood,
     }
 
 
 def true_translation(test: Bunch, target: NDArray[np.intp]) -> NDArray[np.float64]:
-    """The rows as the true process gives them at the target's codes, without noise."""
+    """The rows that the true process gives at the target's codes, without noise."""
     other = target[test.groups]
     return 2 * test.mu[other] + (test.sigma[other] ** 2 + 1) * test.v
 
@@ -175,14 +175,14 @@ def true_translation(test: Bunch, target: NDArray[np.intp]) -> NDArray[np.float6
 def run_model(
     protocol_name: str, name: str, choices: Mapping[str, Any], seed: int, n_groups: int, options: dict
 ) -> dict[str, Any]:
-    """One row of results: fit a model and judge it on the hold-out groups."""
+    """One row of results: fit a model and judge it on the test groups."""
     protocol = PROTOCOLS[protocol_name]
     train, test, target = draw_data(protocol, seed, n_groups)
     start = time.perf_counter()
     model = make_model(protocol, choices, seed, **options).fit(train.X, groups=train.groups)
     seconds = time.perf_counter() - start
     estimates = ask_model(model, protocol, test, target, seed)
-    # On the same rows much of the error is common to both, so their difference is known far better.
+    # Much of the error on the same rows is common to both, so their difference is far more precise.
     truth = true_translation(test, target)
     best = ask_exact(protocol, test, target, seed)
     difference = (estimates.translated - truth) ** 2 - (best.translated - truth) ** 2
@@ -198,7 +198,7 @@ def run_model(
 
 
 def run_exact(protocol_name: str, seed: int) -> dict[str, Any]:
-    """The same row for the exact posterior."""
+    """The same row of results for the exact posterior."""
     protocol = PROTOCOLS[protocol_name]
     _, test, target = draw_data(protocol, seed, 1)
     result = errors(ask_exact(protocol, test, target, seed), test, target, seed)
@@ -213,7 +213,7 @@ def run_all(
     n_jobs: int,
     report: Callable[[str], None],
 ) -> pd.DataFrame:
-    """Results of all models and of the exact posterior, one row a protocol, model and seed."""
+    """Results of all models and of the exact posterior, one row per protocol, model and seed."""
     models = TABLE_1 | TABLE_2
     tasks = [(run_exact, (protocol, seed)) for protocol in protocols for seed in seeds] + [
         (run_model, (protocol, name, choices, seed, n_groups, options))
@@ -229,7 +229,7 @@ def run_all(
 
 
 def in_parallel(tasks: list[tuple[Callable[..., Any], tuple[Any, ...]]], n_jobs: int) -> Iterator[Any]:
-    """Results of the tasks as they are done, in any order."""
+    """Results of the tasks in the order in which they finish."""
     n_threads = max(1, cpu_count() // n_jobs) if n_jobs > 1 else None
     return Parallel(n_jobs=n_jobs, return_as="generator_unordered")(
         delayed(_run_in_worker)(task, arguments, n_threads) for task, arguments in tasks
@@ -238,6 +238,6 @@ def in_parallel(tasks: list[tuple[Callable[..., Any], tuple[Any, ...]]], n_jobs:
 
 def _run_in_worker(task: Callable[..., Any], arguments: tuple[Any, ...], n_threads: int | None) -> Any:
     if n_threads is not None:
-        # In a worker process only: workers that each use every core slow one another down.
+        # Only in a worker process: workers that each use every core slow one another down.
         torch.set_num_threads(n_threads)
     return task(*arguments)

@@ -24,7 +24,7 @@ Translation = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64
 def draw_figures(
     folder: Path, protocol: str, seeds: range, n_groups: int, options: dict, n_jobs: int
 ) -> list[Path]:
-    """Fit the published models with held-out groups, draw all figures, and return their files."""
+    """Fit the published models with held-out groups, draw all figures, and return their file names."""
     folder.mkdir(parents=True, exist_ok=True)
     tasks = [
         (_run_curve, (protocol, name, choices, seed, n_groups, options))
@@ -54,21 +54,21 @@ def draw_figures(
 def _run_curve(
     protocol_name: str, name: str, choices: Mapping[str, Any], seed: int, n_groups: int, options: dict
 ) -> tuple[str, int, pd.DataFrame, Translation]:
-    """Held-out loss by epoch of one fit, and one translation with it.
+    """Held-out loss of one fit by epoch, and one translation by it.
 
-    These fits are apart from those of the tables, which do not hold out groups or choose an epoch.
+    These are not the fits of the tables, which neither hold out groups nor choose an epoch.
     """
     protocol = PROTOCOLS[protocol_name]
     train, test, _ = draw_data(protocol, seed, n_groups)
     options = options | {"early_stopping": True, "n_iter_no_change": 10**6}
     model = make_model(protocol, choices, seed, **options).fit(train.X, groups=train.groups)
     history = model.history_
-    # Minus the ELBO without the regularizer's part, so that models with and without one can be compared.
+    # Minus the ELBO, without the regularizer's term, so that models with and without one can be compared.
     history["held_out_loss"] = history.validation_loss - (
         model.regularizer_weight * history.validation_mutual_information
     )
 
-    # From a low and narrow group to a high and wide one, where a wrong u shows.
+    # From a group with a low mean and spread to one with a high mean and spread, where a wrong u shows.
     source = _nearest_group(test, -1.0, 0.3)
     target = _nearest_group(test, 1.0, 1.2)
     rows, wanted = test.X[test.groups == source], test.X[test.groups == target]
@@ -104,10 +104,10 @@ def _figure_translations(translations: Mapping[str, Translation]) -> Any:
 def _figure_5(histories: Mapping[str, list[pd.DataFrame]]) -> Any:
     figure, ax = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     plot_history(histories, column="held_out_loss", ax=ax)
-    # The first epochs are far above the rest and would flatten it.
+    # The first epochs have far larger losses, and would flatten the curves.
     runs = [history.held_out_loss for of_model in histories.values() for history in of_model]
     later = np.concatenate([loss.iloc[len(loss) // 10 :] for loss in runs])
     low, high = later.min(), later.max()
     ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
-    ax.set_title("Figure 5: median, lowest and highest of the seeds")
+    ax.set_title("Figure 5: median, minimum and maximum over seeds")
     return figure

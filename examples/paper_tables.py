@@ -1,11 +1,11 @@
-"""Tables 1 and 2 of the CxVAE paper, with the exact limit beside every figure.
+"""Tables 1 and 2 of the CxVAE paper, with the figure of the exact posterior beside every figure.
 
     python examples/paper_tables.py --quick --protocol paper-data      # minutes
     python examples/paper_tables.py --protocol all --csv tables.csv --figures figures
 
-Protocols: ``published`` does as the authors' code did (data without noise, noise variance fixed at 0.5,
-errors of posterior draws); ``paper-data`` takes the same data, learns the noise and judges posterior means;
-``stated`` takes the data as the paper writes them, with noise 1.
+Protocols: ``published`` does what the authors' code did (data without noise, noise variance fixed at 0.5,
+errors of posterior draws); ``paper-data`` has the same data, learns the noise and judges posterior means;
+``stated`` has the data that the paper describes, with noise 1.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import pandas as pd
 from joblib import cpu_count
 from paper_experiment import EXACT, N_TEST_GROUPS, PROTOCOLS, TABLE_1, TABLE_2, run_all
 
-# Figures as the paper prints them, mean and standard deviation of 7 runs. Our copy of Table 1 shows no
-# readable reconstruction error for ML-VAE and GVAE; that of CxVAE is in Table 2.
+# Figures as reported in the paper, mean and standard deviation of 7 runs. The reconstruction errors of ML-VAE
+# and GVAE are not legible in our copy of Table 1; that of CxVAE is in Table 2.
 PAPER_TABLE_1 = {
     "CxVAE": {
         "reconstruction": (52.1, 0.6),
@@ -54,21 +54,21 @@ PAPER_TABLE_2 = {
 }
 TABLES = {"Table 1": (TABLE_1, PAPER_TABLE_1), "Table 2": (TABLE_2, PAPER_TABLE_2)}
 
-# name: (title, factor of the printed figure). The paper prints 100 times the mean squared error.
+# name: (title, factor of the printed figure). The paper reports 100 times the mean squared error.
 MEASURES = {
     "reconstruction": ("reconstruction error", 100.0),
     "translation": ("translation error", 100.0),
     "u_pred": ("u-pred, (mu, sigma)", 100.0),
     "u_pred_squared": ("u-pred, (mu, sigma²)", 100.0),
     "v_pred": ("v-pred", 100.0),
-    "log_likelihood": ("log-likelihood, nats a row", 1.0),
+    "log_likelihood": ("log-likelihood, nats per row", 1.0),
 }
 
 
 def summarize(results: pd.DataFrame) -> pd.DataFrame:
-    """One row a protocol, table, model and measure, in the paper's units.
+    """One row per protocol, table, model and measure, in the paper's units.
 
-    ``excess`` is in per cent of the exact figure, for the log-likelihood in nats.
+    ``excess`` is in percent of the exact figure, except for the log-likelihood, where it is in nats.
     """
     records = []
     for protocol, of_protocol in results.groupby("protocol", sort=False):
@@ -85,13 +85,13 @@ def summarize(results: pd.DataFrame) -> pd.DataFrame:
 def _compare(
     ours: pd.DataFrame, exact: pd.DataFrame, measure: str, paper: tuple[float, float]
 ) -> dict[str, float]:
-    """What the tables say of one model and measure, from its and the exact posterior's rows by seed."""
+    """Entries for one model and measure, from the results by seed of the model and the exact posterior."""
     factor = MEASURES[measure][1]
     value, limit = ours[measure].mean(), exact[measure].mean()
     if measure == "log_likelihood":
         excess, unit = value - limit, 1.0
     else:
-        # Without noise the exact reconstruction is the row itself, to rounding: nothing to take per cent of.
+        # Without noise the exact reconstruction is the row itself up to rounding: no percentages.
         unit = 100.0 / limit if limit > 1e-12 else np.nan
         excess = (value - limit) * unit
     record = {
@@ -108,7 +108,7 @@ def _compare(
         "n_seeds": len(ours),
     }
     if measure == "translation":
-        # Of the mean over seeds, whose hold-out groups are independent.
+        # Of the mean over seeds, whose test groups are independent.
         record["standard_error"] = factor * _standard_error_of_mean(ours.translation_se)
         record["excess_standard_error"] = unit * _standard_error_of_mean(ours.translation_excess_se)
     return record
@@ -122,7 +122,7 @@ def print_table(summary: pd.DataFrame, protocol: str, table: str, notes: list[st
     part = summary[(summary.protocol == protocol) & (summary.table == table)]
     print(f"\n{table}, protocol {protocol}: {PROTOCOLS[protocol].description}.")
     print(
-        f"{part.n_groups.iloc[0]:,} training groups, {N_TEST_GROUPS:,} fresh ones to judge; "
+        f"{part.n_groups.iloc[0]:,} training groups, {N_TEST_GROUPS:,} test groups; "
         f"mean ± standard deviation over seeds ({part.n_seeds.iloc[0]})."
     )
     for measure, (title, factor) in MEASURES.items():
@@ -159,41 +159,42 @@ def _plus_minus(value: float, spread: float, digits: int, sign: str = "") -> str
 
 
 def make_notes(summary: pd.DataFrame, protocol: str, table: str, options: dict) -> list[str]:
-    """Why these figures are not the paper's, as far as it is known."""
+    """Why these figures differ from the paper's, as far as we know."""
     part = summary[(summary.protocol == protocol) & (summary.table == table)]
     cxvae = part[part.model == "CxVAE"].set_index("measure")
     notes = []
     if options:
-        notes.append(f"Fits with max_epochs={options['max_epochs']}, not the package's own choice.")
+        notes.append(f"Fits with max_epochs={options['max_epochs']}, not with the default of the package.")
     notes.append(_note_on_paper(protocol, cxvae))
     notes.append(
-        "exact: the exact posterior under the same noise on the same rows, judged the same way; excess: ours "
-        "above it. On average no method has a smaller error of posterior means or a larger log-likelihood, "
-        "but u-pred and v-pred carry the noise of the network that judges: a few per cent of u-pred, a tenth "
-        "of that with sigma². The reconstruction error has no such limit: codes that copy a row reconstruct "
-        "it perfectly."
+        "exact: the exact posterior under the same noise on the same rows, judged the same way; excess: how "
+        "far ours is above it. On average no method has a smaller error of posterior means or a larger "
+        "log-likelihood, but u-pred and v-pred include the noise of the network that judges them: a few "
+        "percent of u-pred, a tenth of that with sigma². The reconstruction error has no such limit: codes "
+        "that copy a row reconstruct it perfectly."
     )
     notes.append(
-        "sigma enters squared, so its sign cannot be known: u-pred of (mu, sigma) stays above 50 whatever "
-        "the method. (mu, sigma²) has no such floor."
+        "sigma enters squared, so its sign is not identified: u-pred of (mu, sigma) stays above 50 for every "
+        "method. (mu, sigma²) has no such floor."
     )
     if table == "Table 1":
         notes.append(
-            "The product and average encoders fell through to Deep Sets in the authors' code: the paper's "
-            "rows of ML-VAE and GVAE are of other models than their names say. Ours run them."
+            "In the authors' code the product and average encoders ran Deep Sets instead: the paper's rows "
+            "for ML-VAE and GVAE are of other models than their names say. Ours are of these models."
         )
     else:
         notes.append(
-            "The product and average encoders fell through to Deep Sets in the authors' code: the paper's u "
-            "rows are CxVAE again. Ours run them. *: not in the paper; its v encoder is GroupVAE's default."
+            "In the authors' code the product and average encoders ran Deep Sets instead: the paper's u rows "
+            'are CxVAE again. Ours are of these encoders. *: not in the paper; "v: start at the decoder" is '
+            "the default of GroupVAE."
         )
     notes.append(
-        "The authors' regularizer has sums where eq. 3 has means, keeps x_k, bounds the critic and has "
-        "weight 1,000; ours follows eq. 3, with weight 1."
+        "The authors' regularizer has sums where eq. 3 has means, does not leave out x_k, bounds the critic "
+        "and has weight 1,000; ours follows eq. 3, with weight 1."
     )
     notes.append(
-        "The log-likelihood of ours is an importance-weighted bound with draws common to all groups: where q "
-        "fits badly, it is off by hundredths of a nat, in either direction."
+        "Our log-likelihood is an importance-weighted bound with draws common to all groups: where q fits "
+        "poorly, it is off by hundredths of a nat, in either direction."
     )
     return notes
 
@@ -202,15 +203,15 @@ def _note_on_paper(protocol: str, cxvae: pd.DataFrame) -> str:
     row = cxvae.loc["translation"]
     if protocol != "published":
         return (
-            "The paper's column is for orientation only: it has errors of posterior draws under a noise "
-            "variance fixed at 0.5, which alone hold translation near 270. CxVAE learned a noise scale of "
+            "The paper's column is not comparable: it has errors of posterior draws under a noise variance "
+            "fixed at 0.5, which alone put translation near 270. CxVAE learned a noise scale of "
             f"{row.noise_scale:.2f}; that of the data is {PROTOCOLS[protocol].data_noise:g}."
         )
     note = "The paper's column is comparable: the same data, likelihood and errors of posterior draws."
     if row.paper < row.exact:
         note += (
             f" Its translation error of CxVAE, {row.paper:g}, is below the {row.exact:.1f} of exact draws: "
-            "errors of draws favour a posterior that is too narrow, so exact draws are no lower limit."
+            "errors of draws favor a posterior that is too narrow, so exact draws are not a lower limit."
         )
     return note
 
@@ -221,7 +222,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--protocol", choices=[*PROTOCOLS, "all"], default="all")
     parser.add_argument("--seeds", type=int, help="number of seeds (default 7)")
     parser.add_argument("--n-groups", type=int, help="training groups (default 32,768)")
-    parser.add_argument("--max-epochs", type=int, help="epochs of a fit (default: the package's choice)")
+    parser.add_argument("--max-epochs", type=int, help="epochs per fit (default: that of the package)")
     parser.add_argument("--jobs", type=int, default=min(8, cpu_count()), help="processes (default: cores)")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the tables to a CSV file too")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="draw Figures 2 to 5 (needs extra fits)")
@@ -235,7 +236,7 @@ def main() -> None:
     n_groups = arguments.n_groups or (4096 if arguments.quick else 32768)
     options = {} if arguments.max_epochs is None else {"max_epochs": arguments.max_epochs}
     if arguments.quick and not options:
-        # About 400 steps: an epoch has 8, or one for 256 groups where that is more.
+        # About 400 steps: an epoch has 8 of them, or one per 256 groups where that is more.
         options["max_epochs"] = max(1, 400 // max(8, n_groups // 256))
 
     def report(line: str) -> None:
@@ -251,7 +252,7 @@ def main() -> None:
     if arguments.csv:
         summary.to_csv(arguments.csv, index=False, float_format="%.6g")
     if arguments.figures:
-        # Only now, so that the tables need no matplotlib.
+        # Imported here so that the tables do not need matplotlib.
         from paper_figures import draw_figures
 
         for file in draw_figures(arguments.figures, protocols[0], seeds, n_groups, options, arguments.jobs):

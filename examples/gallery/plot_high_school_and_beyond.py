@@ -2,18 +2,18 @@
 High School and Beyond: is the social gradient flatter in Catholic schools?
 ===========================================================================
 
-The textbook question of multilevel models (Raudenbush and Bryk 2002, chapter 4): 7,185 students in 160
-American schools, public and Catholic, with a test in mathematics (``mAch``) and the social standing of
-their homes (``ses``). Within a school, students of better-off homes do better. Is that gradient the same in
-both kinds of school?
+The textbook example of multilevel models (Raudenbush and Bryk 2002, chapter 4): 7,185 students in 160
+American schools, public and Catholic, with a test in mathematics (``mAch``) and the socioeconomic status of
+their families (``ses``). Within a school, students from better-off families do better. Is that gradient the
+same in both kinds of school?
 """
 
 # %%
 # The model of the textbook
 # -------------------------
-# ``cses`` is a student's standing less the mean of the school (``meanses``). The kind of school and its mean
-# standing act on the level and, by products with ``cses``, on the gradient; level and gradient also vary from
-# school to school at random.
+# ``cses`` is a student's status minus the mean of the school (``meanses``). The kind of school and its mean
+# status affect the intercept and, through interactions with ``cses``, the gradient. Intercept and gradient
+# also vary at random from school to school.
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -36,17 +36,17 @@ y, school = hsb["mAch"], hsb["school"]
 model = CxVAERegressor(decoder="linear", random_slopes=["cses"], random_state=0).fit(X, y, groups=school)
 print(model.fixed_effects_.round(2))
 row = model.fixed_effects_.loc["catholic:cses"]
-print(f"gradient in Catholic schools less that in public ones: {row['estimate']:.2f} points a unit of ses,")
+print(f"gradient in Catholic minus that in public schools: {row['estimate']:.2f} points per unit of ses,")
 print(f"95 % interval {row['lower']:.2f} to {row['upper']:.2f}")
 
 # %%
-# Singer (1998) prints 12.11, 5.34, 1.22, 2.94, 1.04 and -1.64 for the same model, by REML. The gradient in
-# Catholic schools is about half that in public ones.
+# Singer (1998) reports 12.11, 5.34, 1.22, 2.94, 1.04 and -1.64 for the same model, fitted by REML. The
+# gradient in Catholic schools is about half of that in public schools.
 
 # %%
-# The lines of the schools
-# ------------------------
-# The expected score of each school over the middle 90 % of its own students' standing.
+# One line per school
+# -------------------
+# The expected score in each school, over the middle 90 % of its own students' status.
 figure, panels = plt.subplots(1, 2, figsize=(9, 4.2), sharey=True, layout="constrained")
 colors = {"Public": "#E69F00", "Catholic": "#0072B2"}
 for label, rows in X.groupby(school):
@@ -62,17 +62,18 @@ for panel, kind in zip(panels, colors, strict=True):
     typical = pd.DataFrame(
         {"meanses": 0.0, "catholic": c, "cses": ends, "meanses:cses": 0.0, "catholic:cses": c * ends}
     )
-    panel.plot(ends, model.predict(typical), color="black", linewidth=2.5, label="a school of mean ses 0")
-    panel.set(xlabel="ses less the mean of the school", title=kind)
+    panel.plot(ends, model.predict(typical), color="black", linewidth=2.5, label="a school with mean ses 0")
+    panel.set(xlabel="ses minus the mean of the school", title=kind)
     panel.legend(frameon=False, loc="lower right")
     panel.spines[["top", "right"]].set_visible(False)
 panels[0].set_ylabel("score in mathematics")
 
 # %%
-# Does the conclusion rest on straight lines and normal errors?
-# -------------------------------------------------------------
-# The default decoder may bend the lines and change scale and shape of the errors. Whole schools are held
-# out: is its predictive density the better one, and does it still find a flatter gradient?
+# Does the conclusion depend on straight lines and normal errors?
+# ---------------------------------------------------------------
+# A network beside the mixed model (``decoder="mlp"``) can bend the lines, and change the scale and the shape
+# of the errors. Hold out whole schools: is its predictive density better, and is the gradient still flatter
+# in Catholic schools?
 names = school.unique()
 held_out = school.isin(np.random.default_rng(0).choice(names, len(names) // 5, replace=False))
 density = {}
@@ -87,11 +88,12 @@ for decoder in ("linear", "mlp"):
 gain = pd.Series(density["mlp"] - density["linear"]).groupby(school[held_out].to_numpy()).sum()
 per_student = gain.sum() / held_out.sum()
 error = gain.std() * np.sqrt(len(gain)) / held_out.sum()
-print(f"the network gains {per_student:.3f} nats a student, standard error by school {error:.3f}")
+print(f"the network gains {per_student:.3f} nats per student, standard error (by school) {error:.3f}")
 
 # %%
-# It does. Most of what the network gains is in the shape of the errors: the test has a floor and a ceiling,
-# and scores are not normal about their mean.
+# The gradient is flatter either way. The network mostly improves the shape of the errors: the test has a
+# floor and a ceiling, so scores are not normal about their mean. ``decoder="auto"``, the default, makes this
+# choice on groups held out of the data of the fit.
 #
 # References
 # ----------

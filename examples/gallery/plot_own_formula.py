@@ -2,16 +2,16 @@
 A formula of your own as decoder
 ================================
 
-Each subject is given a drug several times; every dose is followed by blood samples at six times. The
-subject eliminates the drug at a rate of its own, the same after every dose. The amount that is absorbed
-differs from dose to dose. Physiology gives the curve, so nothing about its shape has to be learned: what is
-a subject's rate?
+Each subject is given several doses of a drug, and each dose is followed by blood samples at six times.
+Subjects eliminate the drug at different rates, but each at the same rate after every dose. The amount
+absorbed differs from dose to dose. Physiology gives the curve, so its shape need not be learned: what is a
+subject's rate?
 """
 
 # %%
 # The data
 # --------
-# A row is a dose, a column a time. Group: the subject. Groups are ragged, of 1 to 8 doses.
+# Each row is a dose, each column a time, and each group a subject. Groups have 1 to 8 doses.
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -33,8 +33,8 @@ X = pd.DataFrame(clean + noise * rng.normal(size=clean.shape), columns=[f"{h:g} 
 # %%
 # The formula
 # -----------
-# Codes are standard normal; the formula gives them their meaning, here with the population's mean and spread
-# taken as known. ``u`` is the subject's, ``v`` the dose's.
+# Codes are standard normal, and the formula gives them their meaning; here the mean and the SD in the
+# population are taken as known. ``u`` is the code of the subject, ``v`` that of the dose.
 def concentration(u, v):
     """u (n, 1), v (n, 1) -> (n, 6), in units of X."""
     rate = 0.25 * (0.4 * u).exp()
@@ -45,14 +45,14 @@ model = GroupVAE(1, 1, decoder=concentration, max_epochs=60, random_state=0).fit
 print(f"noise: {model.noise_scale_.round(2)}, truth {noise}")
 
 # %%
-# Against a fit to each subject alone
-# -----------------------------------
-# The usual way: least squares on each dose, averaged over the doses of a subject. Many late concentrations
-# are lost in noise, and a subject with one dose has little to average.
+# Compared with a fit to each subject alone
+# -----------------------------------------
+# The usual way is least squares for each dose, averaged over the doses of a subject. Many late concentrations
+# are lost in the noise, and a subject with one dose has little to average.
 
 
 def rate_of_dose(row):
-    """Log elimination rate by least squares on one dose."""
+    """Log elimination rate of one dose, by least squares."""
     start = (np.log(5.0), np.log(0.25))
     bounds = ([-5.0, -6.0], [5.0, 3.0])
     found, _ = curve_fit(lambda t, a, k: np.exp(a - np.exp(k) * t), hours, row, p0=start, bounds=bounds)
@@ -70,7 +70,7 @@ print(f"90 % posterior intervals cover {inside.mean():.2f} of the subjects")
 
 # %%
 figure, panels = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained")
-panels[0].plot(log_rate, alone, ".", color="#E69F00", label="least squares, each dose alone")
+panels[0].plot(log_rate, alone, ".", color="#E69F00", label="least squares for each dose")
 panels[0].errorbar(
     log_rate, mean, 1.645 * sd, fmt=".", color="#0072B2", elinewidth=0.6, label="GroupVAE, 90 %"
 )
@@ -85,7 +85,9 @@ for k, row in enumerate(shown):
     panels[1].plot(hours, X.iloc[row], "o", color=color, markersize=4)
     panels[1].plot(hours, fitted[k], color=color)
 panels[1].set(
-    xlabel="hours after the dose", ylabel="concentration", title="four doses of one subject (a color a dose)"
+    xlabel="hours after the dose",
+    ylabel="concentration",
+    title="four doses of one subject (one color per dose)",
 )
 for panel in panels:
     panel.spines[["top", "right"]].set_visible(False)

@@ -1,17 +1,19 @@
 """
-The paper's comparison in small
-===============================
+The paper's comparison on a small scale
+=======================================
 
-The CxVAE paper compares models of the family on simulated exam scores (section 3.1): which one can tell
-what a student would have scored in another school? Here on 1,000 schools, with the best that any method
-could do beside each number. ``examples/paper_tables.py`` has the whole tables at full size.
+The CxVAE paper compares models of the family on simulated exam scores (section 3.1): which of them can tell
+what a student would have scored in another school? Here they are fitted to 1,000 schools, and each number is
+compared with the best that any method could do. ``examples/paper_tables.py`` has the full tables at full
+size.
 """
 
 # %%
-# Data and yardstick
-# ------------------
-# The data allow no error below that of the exact posterior mean, which quadrature gives. All models get the
-# true formula as decoder, as in the paper: what is compared is how well they *infer* the codes.
+# Data and lower limit
+# --------------------
+# No method has a smaller expected error than the exact posterior mean, which is computed by quadrature. All
+# models have the true formula as decoder, as in the paper: the comparison is of how well they *infer* the
+# codes.
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -34,8 +36,8 @@ limit = np.mean((exact.v - test.v) ** 2)
 # %%
 # Four published models
 # ---------------------
-# ``v`` is a student's standing in the school. Errors are means over students of the squared difference from
-# the truth, with standard errors by school.
+# ``v`` is a student's standing within the school. Errors are mean squared differences from the truth over
+# students, with standard errors by school.
 errors = {"exact posterior": (exact.v - test.v) ** 2, "score, standardized": None}
 for name, choices in PUBLISHED_MODELS.items():
     model = GroupVAE(decoder=formula, max_epochs=30, random_state=0, **choices)
@@ -57,8 +59,8 @@ table["excess, %"] = 100 * (table["error of v"] / limit - 1)
 print(table.round({"error of v": 3, "standard error": 3, "excess, %": 1}).to_string())
 
 # %%
-# Only CxVAE reads a student's standing in the light of the school; the others see the score alone. Even
-# standardizing within schools, which needs no model, beats them on this problem.
+# Only CxVAE infers a student's standing from the score and the school; the others use the score alone. Even
+# standardizing within schools, which needs no model, does better than they do on this problem.
 figure, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
 shown = table.sort_values("error of v", ascending=False)
 colors = ["#0072B2" if name == "CxVAE" else "0.65" for name in shown.index]

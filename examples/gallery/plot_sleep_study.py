@@ -2,15 +2,16 @@
 The sleep study: one slope for all, or one for each?
 ====================================================
 
-18 subjects slept three hours a night; their reaction time was taken on ten days (Belenky et al. 2003, the
-example of lme4). How much slower does a subject get per day, and how much do subjects differ in it?
+18 subjects slept three hours a night, and their reaction times were measured on ten days (Belenky et al.
+2003, the standard example of lme4). How much slower do subjects get per day, and how much do they differ in
+that?
 """
 
 # %%
 # The fit
 # -------
-# lme4 gives, by maximum likelihood (``REML = FALSE``): intercept 251.4 ms, slope 10.47 ms a day; standard
-# deviations 23.8 and 5.7 among subjects, 25.6 within; log-likelihood -875.97.
+# lme4 reports, by maximum likelihood (``REML = FALSE``): intercept 251.4 ms, slope 10.47 ms per day, standard
+# deviations 23.8 and 5.7 between subjects and 25.6 within, log-likelihood -875.97.
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -26,9 +27,9 @@ print(model.summary())
 # %%
 # Shrinkage
 # ---------
-# A line through the ten points of one subject is free of the others and noisy; one line for all ignores the
-# subject. The mixed model stands between: each subject's line is drawn towards the common one, the more the
-# less its own points tell.
+# A line through the ten points of one subject ignores the other subjects, and is noisy; one line for all
+# ignores differences between subjects. The mixed model is a compromise: each subject's line is shrunk toward
+# the common one, and the more so, the less its own points tell.
 days = pd.DataFrame({"Days": np.arange(10)})
 common = model.predict(days)
 order = model.group_effects_.sort_values("Days").index
@@ -52,7 +53,7 @@ figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=Fals
 # %%
 # Is it worth it? Forecast the last three days
 # --------------------------------------------
-# Fit on days 0 to 6, and forecast days 7 to 9 of the same subjects by each of the three lines.
+# Fit on days 0 to 6, and forecast days 7 to 9 of the same subjects with each of the three lines.
 early = X["Days"] < 7
 model.fit(X[early], y[early], groups=subject[early])
 late = pd.DataFrame({"y": y[~early], "all subjects": model.predict(X[~early])})
@@ -70,5 +71,6 @@ inside = ((bounds[:, 0] <= late["y"]) & (late["y"] <= bounds[:, 1])).mean()
 print(f"90 % intervals of the mixed model cover {inside:.2f} of {len(late)} readings")
 
 # %%
-# The intervals cover too little. With 18 subjects the covariances are poorly known, and the intervals take
-# them as known; and some readings stray far from any line (subjects 308 and 332 above), as no normal does.
+# The intervals cover too little. With 18 subjects the variances and the covariance are poorly estimated, but
+# the intervals treat them as known. And some readings are far from any line (subjects 308 and 332 above),
+# which normal errors do not allow for.
