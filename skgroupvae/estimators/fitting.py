@@ -17,14 +17,15 @@ from skgroupvae.data.checks import caller_level
 from skgroupvae.state import Choice
 from skgroupvae.training import TrainingSettings
 
-__all__ = ["Trained", "judged", "resume", "some_groups", "train_from_start"]
+__all__ = ["COMPARISON_DRAWS", "Trained", "judged", "resume", "some_groups", "train_from_start"]
 
 _Model = TypeVar("_Model", bound=nn.Module)
 # Learning rates, as shares of the one asked for, of the first training and of the second that a bad end gets.
 _RATES = (1.0, 0.3)
 # Groups of the fit that are asked whether a network ended below its start, and nats per row that count:
-# log-likelihoods by importance sampling are exact to less.
+# log-likelihoods by importance sampling with so many draws are exact to less.
 _CHECKED_GROUPS, _LEAST_SHORTFALL = 256, 1e-3
+COMPARISON_DRAWS = 64
 
 
 @dataclass(frozen=True, eq=False)

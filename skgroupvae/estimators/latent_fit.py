@@ -18,7 +18,14 @@ from skgroupvae.data.checks import check_hidden_sizes, check_noise_scale
 from skgroupvae.data.reader import ObservationReader, Table
 from skgroupvae.devices import resolve_device
 from skgroupvae.estimators.choice import choose_model
-from skgroupvae.estimators.fitting import Trained, judged, resume, some_groups, train_from_start
+from skgroupvae.estimators.fitting import (
+    COMPARISON_DRAWS,
+    Trained,
+    judged,
+    resume,
+    some_groups,
+    train_from_start,
+)
 from skgroupvae.estimators.known import known_from, with_table
 from skgroupvae.mixed_model.latent import fit_group_means, start_latent_model
 from skgroupvae.mixed_model.linear import LinearMixedModel, log_likelihood
@@ -198,7 +205,9 @@ def _shortfall(
     on_device = some.to(device=model.device)
     with torch.no_grad():
         q_u = model.infer(on_device)
-    value = float(inference.log_likelihood(model, on_device, q_u, n_importance_samples).sum())
+    value = float(
+        inference.log_likelihood(model, on_device, q_u, min(n_importance_samples, COMPARISON_DRAWS)).sum()
+    )
     if not isinstance(model.decoder, LinearDecoder):
         return 0.0 if math.isfinite(value) else math.inf  # a formula of the user's need not be better
     return (log_likelihood(mixed_model, some) - value) / some.n_rows if math.isfinite(value) else math.inf

@@ -19,7 +19,14 @@ from skgroupvae.data.outcome_reader import OutcomeReader
 from skgroupvae.data.reader import Table
 from skgroupvae.devices import resolve_device
 from skgroupvae.estimators.choice import choose_model
-from skgroupvae.estimators.fitting import Trained, judged, resume, some_groups, train_from_start
+from skgroupvae.estimators.fitting import (
+    COMPARISON_DRAWS,
+    Trained,
+    judged,
+    resume,
+    some_groups,
+    train_from_start,
+)
 from skgroupvae.estimators.known import known_from, with_table
 from skgroupvae.mixed_model.generalized import laplace_posterior, mixed_log_likelihood, mixed_model_of
 from skgroupvae.mixed_model.initialize import start_at_mixed_model
@@ -328,7 +335,7 @@ def _log_likelihoods(model: ScoreModel, batch: Batch) -> Tensor:
     # A mixed model has a better proposal than its encoder's.
     is_generalized = model.decoder.network is None and not model.decoder.is_exact
     q_u = laplace_posterior(model, batch) if is_generalized else model.infer(batch)
-    return group_log_likelihoods(model, batch, q_u).cpu()
+    return group_log_likelihoods(model, batch, q_u, COMPARISON_DRAWS).cpu()
 
 
 # --- choose, and keep the state
