@@ -220,7 +220,7 @@ def test_proportions_that_are_refused(y, message):
         (["a", "b"], "y must be one number a row"),
         ([[1.0], [1.0, 2.0]], "y must be one number a row"),
         (np.ones((2, 2, 2)), "y must be one number a row"),
-        ([[1.0, np.inf], [1.0, 2.0]], r"y contains infinite values \(inf\), first in outcome .* at row 0; drop"),
+        ([[1.0, np.inf], [1.0, 2.0]], r"y contains infinite values \(inf\), first in outcome .* at row 0"),
         ([[1.0, np.nan], [1.0, np.nan]], "outcome 'y1': y is missing in every row; leave this outcome out"),
         (np.ones((3, 2)), "y has 3 outcomes but X has 2 rows"),
         (pd.DataFrame({"a": [1.0, 2.0], "b": ["x", "y"]}), "y must be one number a row"),
