@@ -73,11 +73,14 @@ class Choice:
         In words.
     gain : float or None
         Nats per row by which the network made held-out groups likelier, where that was the question.
+    n_steps : int or None
+        Steps of training after which it did best there.
     """
 
     model: str
     reason: str
     gain: float | None = None
+    n_steps: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

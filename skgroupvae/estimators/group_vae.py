@@ -87,10 +87,12 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
         The mean of x given u and v. "mlp" is a network beside the linear mixed model; "linear" is that model
         alone, fitted by maximum likelihood with exact posteriors: nothing is trained, and the encoders and
         the regularizer are not used. "auto" takes the network where it pays: where it makes groups held out
-        likelier than the linear model does, by more than one standard error (up to 40 groups each is held
-        out once, in one of 4 folds; beyond, a quarter of them is). With 5 groups or fewer it is the linear
-        model. `summary` says which and why. Your own formula is a callable on torch tensors u (n, U) and v
-        (n, V) that returns (n, D) in the units of X; a Module's parameters are learned.
+        likelier than the linear model does, by more than two standard errors (up to 40 groups each is held
+        out once, in one of 4 folds; beyond, a quarter of them is). With fewer than 20 groups it is the
+        linear model. The choice depends on the table alone, not on `random_state`; where longer training
+        loses on the groups held out, the fit is as short. `summary` says which model it is and why. Your own
+        formula is a callable on torch tensors u (n, U) and v (n, V) that returns (n, D) in the units of X; a
+        Module's parameters are learned.
     noise_scale : float, array-like of shape (n_features,) or None, default=None
         Standard deviation of the noise around the decoder's mean, in the units of X. None learns one a
         column.
@@ -841,7 +843,10 @@ def _translated(
         if stays.any():
             moved = torch.where(stays, inference.reconstruct(model, batch, q_source), moved)
         means.append(moved)
-        if levels is not None:
+        if levels is not None and model.is_exact(q_source):
+            scale = inference.translated_scale(model, batch, q_source, q_targets, moved_to, stays[:, 0])
+            spreads.append(moved[..., None] + scale[..., None] * torch.special.ndtri(levels.to(scale)))
+        elif levels is not None:
             draws = inference.translated_draws(
                 model, batch, q_source, q_targets, moved_to, stays[:, 0], _TRANSLATION_SAMPLES
             )

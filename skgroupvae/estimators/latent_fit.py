@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +18,7 @@ from skgroupvae.batch import Batch
 from skgroupvae.data.checks import check_hidden_sizes, check_noise_scale
 from skgroupvae.data.reader import ObservationReader, Table
 from skgroupvae.devices import resolve_device
-from skgroupvae.estimators.choice import choose_model
+from skgroupvae.estimators.choice import Trial, choose_model
 from skgroupvae.estimators.fitting import (
     COMPARISON_DRAWS,
     Trained,
@@ -34,12 +35,23 @@ from skgroupvae.model.decoders import LinearDecoder
 from skgroupvae.model.model import LatentModel
 from skgroupvae.model.spec import LatentSpec
 from skgroupvae.state import Choice, FittedState, KnownGroups
-from skgroupvae.training import Progress, TrainingSettings, history_table, resolve_schedule, train
+from skgroupvae.training import (
+    Progress,
+    TrainingSettings,
+    Trials,
+    history_table,
+    resolve_schedule,
+    train,
+)
 
 __all__ = ["fit_latent", "learn_more"]
 
 # More instance codes than this are an explicit choice.
 _MAX_AUTO_INSTANCE_CODES = 10
+# Of a trial on groups held out: steps from one question to the next.
+_STEPS_BETWEEN = 40
+# Of trials, so that the choice depends on the table alone and not on `random_state`.
+_TRIAL_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -65,12 +77,12 @@ def fit_latent(estimator: Any, X: Any, groups: Any) -> FittedState:
     seed, split_seed = (int(seeds.randint(2**31 - 1)) for _ in range(2))
     spec = _spec(estimator, reader)
     mixed_model = fit_group_means(table.batch, spec.n_group_codes)
-    choice, spec = _choose(estimator, spec, table.batch, seed, split_seed)
+    choice, spec = _choose(estimator, spec, table.batch)
     history: list[dict[str, float]] = []
     if not spec.is_linear:
         # Where the last fit ended at the linear model there is no network to resume from.
         resumed = None if last is None or last.spec.is_linear else last.model
-        trained = _trained(estimator, spec, mixed_model, table.batch, (seed, split_seed), resumed)
+        trained = _trained(estimator, spec, mixed_model, table.batch, (seed, split_seed), resumed, choice)
         model, history, choice = trained.model, trained.history, judged(trained, choice)
         if choice.model == "linear":
             spec, history = replace(spec, decoder="linear"), []
@@ -126,9 +138,9 @@ def _spec(estimator: Any, reader: ObservationReader, fitted: LatentSpec | None =
     )
 
 
-def _settings(estimator: Any, n_groups: int, **changes: Any) -> TrainingSettings:
+def _settings(estimator: Any, n_groups: int, n_steps: int | None = None, **changes: Any) -> TrainingSettings:
     """Settings of a fit of so many groups, and what an incremental fit has different."""
-    max_epochs, batch_size = resolve_schedule(estimator.max_epochs, estimator.batch_size, n_groups)
+    max_epochs, batch_size = resolve_schedule(estimator.max_epochs, estimator.batch_size, n_groups, n_steps)
     settings = TrainingSettings(
         max_epochs=max_epochs,
         batch_size=batch_size,
@@ -169,7 +181,7 @@ def _started(
     model = spec.build(generator)
     if resumed is not None:
         return resume(resumed, model), generator
-    start_latent_model(model.double() if spec.is_linear else model, mixed_model, batch.groups.sizes)
+    start_latent_model(model.double() if spec.is_linear else model, mixed_model)
     return model, generator
 
 
@@ -180,6 +192,7 @@ def _trained(
     batch: Batch,
     seeds: tuple[int, int],
     resumed: LatentModel | None,
+    choice: Choice,
 ) -> Trained[LatentModel]:
     """A trained network."""
     train_groups, held_out = _split(estimator, batch, seeds[1])
@@ -193,7 +206,9 @@ def _trained(
         return Trained(model, history, shortfall)
 
     may_retry = estimator.max_epochs == "auto" and resumed is None
-    return train_from_start(train_once, _settings(estimator, len(train_groups)), may_retry=may_retry)
+    return train_from_start(
+        train_once, _settings(estimator, len(train_groups), choice.n_steps), may_retry=may_retry
+    )
 
 
 def _shortfall(
@@ -201,16 +216,19 @@ def _shortfall(
 ) -> float:
     """Nats per row by which groups of the fit, some of them, are likelier under the linear model."""
     some = some_groups(batch)
-    model.eval().double()
-    on_device = some.to(device=model.device)
-    with torch.no_grad():
-        q_u = model.infer(on_device)
-    value = float(
-        inference.log_likelihood(model, on_device, q_u, min(n_importance_samples, COMPARISON_DRAWS)).sum()
-    )
+    value = float(_log_likelihoods(model, some, n_importance_samples).sum())
     if not isinstance(model.decoder, LinearDecoder):
         return 0.0 if math.isfinite(value) else math.inf  # a formula of the user's need not be better
     return (log_likelihood(mixed_model, some) - value) / some.n_rows if math.isfinite(value) else math.inf
+
+
+@torch.no_grad()
+def _log_likelihoods(model: LatentModel, batch: Batch, n_samples: int) -> Tensor:
+    """Of whole groups (G,), on the CPU; the model is in double precision from here on."""
+    model.eval().double()
+    batch = batch.to(device=model.device)
+    n_draws = min(n_samples, COMPARISON_DRAWS)
+    return inference.log_likelihood(model, batch, model.infer(batch), n_draws).cpu()
 
 
 def _train(
@@ -244,9 +262,7 @@ def _known(model: LatentModel, table: Table) -> KnownGroups:
 # --- the choice between the linear model and the network
 
 
-def _choose(
-    estimator: Any, spec: LatentSpec, batch: Batch, seed: int, split_seed: int
-) -> tuple[Choice, LatentSpec]:
+def _choose(estimator: Any, spec: LatentSpec, batch: Batch) -> tuple[Choice, LatentSpec]:
     """Which model the fit is to end at, and its spec."""
     if spec.is_linear:
         return Choice("linear", 'decoder="linear"'), spec
@@ -256,24 +272,32 @@ def _choose(
     sizes = batch.groups.sizes
     schedule = (estimator.max_epochs, estimator.batch_size)
     settings = replace(_settings(estimator, len(sizes)), early_stopping=False)
-    job = _Job(spec, settings, schedule, estimator.n_importance_samples, seed)
-    choice = choose_model(partial(_gains, job, batch), sizes, split_seed, estimator.n_jobs)
+    job = _Job(spec, settings, schedule, estimator.n_importance_samples, _TRIAL_SEED)
+    choice = choose_model(partial(_trial, job, batch), sizes, _TRIAL_SEED, estimator.n_jobs)
     return choice, spec if choice.model == "network" else replace(spec, decoder="linear")
 
 
-def _gains(job: _Job, batch: Batch, learned_groups: Tensor, held_out_groups: Tensor) -> Tensor:
-    """Nats by which a network makes each group held out likelier than the linear model, from the others."""
+def _trial(job: _Job, batch: Batch, learned_groups: Tensor, held_out_groups: Tensor) -> Trial:
+    """Whether a network makes groups held out likelier than the linear model, from the others."""
     learned, held_out = batch.take_groups(learned_groups), batch.take_groups(held_out_groups)
     mixed_model = fit_group_means(learned, job.spec.n_group_codes)
-    by_model = []
-    for spec in (job.spec, replace(job.spec, decoder="linear")):
-        model, generator = _started(spec, mixed_model, learned, job.seed)
-        if not spec.is_linear:
-            max_epochs, batch_size = resolve_schedule(*job.schedule, len(learned_groups))
-            settings = replace(job.settings, max_epochs=max_epochs, batch_size=batch_size)
-            every = torch.arange(learned.groups.n_groups)
-            _train(model, learned, settings, generator, every, every[:0], [])
-        model.eval().requires_grad_(False).double()
-        q_u = model.infer(held_out)
-        by_model.append(inference.log_likelihood(model, held_out, q_u, job.n_importance_samples))
-    return by_model[0] - by_model[1]
+    linear = _started(replace(job.spec, decoder="linear"), mixed_model, learned, job.seed)[0]
+    of_linear = _log_likelihoods(linear, held_out, 1)
+    model, generator = _started(job.spec, mixed_model, learned, job.seed)
+
+    def ask() -> Tensor:
+        # A copy, so that training goes on in single precision.
+        return _log_likelihoods(copy.deepcopy(model), held_out, job.n_importance_samples) - of_linear
+
+    max_epochs, batch_size = resolve_schedule(*job.schedule, len(learned_groups))
+    n_batches = -(-len(learned_groups) // batch_size)
+    is_auto = job.schedule[0] == "auto"
+    every = max(1, round(_STEPS_BETWEEN / n_batches)) if is_auto else max_epochs
+    trials = Trials(ask, every)
+    settings = replace(job.settings, max_epochs=max_epochs, batch_size=batch_size)
+    groups = torch.arange(learned.groups.n_groups)
+    _train(model, learned, settings, generator, groups, groups[:0], [trials])
+    n_steps: list[int | None] = [n_batches * n for n in trials.epochs]
+    if trials.is_clear or not is_auto:
+        n_steps[-1] = None
+    return Trial(torch.stack(trials.answers), tuple(n_steps))

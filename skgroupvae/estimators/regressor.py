@@ -80,9 +80,9 @@ class CxVAERegressor(RegressorMixin, GroupedEstimator[ScoreState], auto_wrap_out
     decoder : {"auto", "mlp", "linear"}, default="auto"
         "mlp" is a network beside the mixed model; "linear" is the (generalized) linear mixed model alone, for
         the gaussian family by maximum likelihood. "auto" takes the network where it pays: where it makes
-        groups held out likelier than the mixed model does, by more than one standard error (up to 40 groups
-        each is held out once, in one of 4 folds; beyond, a quarter of them is). With 5 groups or fewer it is
-        the mixed model. `summary` says which and why.
+        groups held out likelier than the mixed model does, by more than two standard errors (up to 40 groups
+        each is held out once, in one of 4 folds; beyond, a quarter of them is). With fewer than 20 groups it
+        is the mixed model. `summary` says which and why.
     group_encoder : str, factory or Module, default="mixed_model"
         How the rows of a group become q(u). "mixed_model" is one step of Newton's method under the decoder,
         the exact posterior (BLUP) of a linear mixed model, and a learned correction. "deepsets", "average",

@@ -18,7 +18,7 @@ from skgroupvae.data.checks import check_hidden_sizes
 from skgroupvae.data.outcome_reader import OutcomeReader
 from skgroupvae.data.reader import Table
 from skgroupvae.devices import resolve_device
-from skgroupvae.estimators.choice import choose_model
+from skgroupvae.estimators.choice import Trial, choose_model
 from skgroupvae.estimators.fitting import (
     COMPARISON_DRAWS,
     Trained,
@@ -346,17 +346,18 @@ def _choose(estimator: Any, job: _Job, batch: Batch, split_seed: int) -> Choice:
     if estimator.decoder != "auto":
         name = "linear" if estimator.decoder == "linear" else "network"
         return Choice(name, f'decoder="{estimator.decoder}"')
-    gains_of = partial(_gains, replace(job, verbose=False), batch)
-    return choose_model(gains_of, batch.groups.sizes, split_seed, estimator.n_jobs)
+    trial_of = partial(_trial, replace(job, verbose=False), batch)
+    return choose_model(trial_of, batch.groups.sizes, split_seed, estimator.n_jobs)
 
 
-def _gains(job: _Job, batch: Batch, learned: Tensor, held_out: Tensor) -> Tensor:
-    """Nats by which a network makes each group held out likelier than the mixed model, from the others."""
+def _trial(job: _Job, batch: Batch, learned: Tensor, held_out: Tensor) -> Trial:
+    """Whether a network makes groups held out likelier than the mixed model, asked when it is trained."""
     rows, others = batch.take_groups(learned), batch.take_groups(held_out)
     linear = _linear_fit(replace(job, spec=replace(job.spec, has_network=False)), rows).model
     model, _, generator = _started(job, rows)
-    _train(model, rows, job.settings_for(len(learned)), generator, False)
-    return _log_likelihoods(_ready(model), others) - _log_likelihoods(linear, others)
+    history = _train(model, rows, job.settings_for(len(learned)), generator, False)
+    gains = _log_likelihoods(_ready(model), others) - _log_likelihoods(linear, others)
+    return Trial(gains[None], (len(history),))
 
 
 def _state(reader: OutcomeReader, spec: ScoreSpec, fit: _Fit, choice: Choice, table: Table) -> ScoreState:

@@ -6,11 +6,10 @@ import math
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from skgroupvae.batch import Batch, RandomTerm
 from skgroupvae.mixed_model.linear import LinearMixedModel, fit_linear_mixed_model
-from skgroupvae.model.decoders import LinearDecoder, principal_loadings
+from skgroupvae.model.decoders import LinearDecoder, canonical_loadings, principal_loadings
 from skgroupvae.model.model import LatentModel
 
 __all__ = ["fit_group_means", "start_latent_model"]
@@ -42,7 +41,7 @@ def fit_group_means(batch: Batch, n_group_codes: int) -> LinearMixedModel:
 
 
 @torch.no_grad()
-def start_latent_model(model: LatentModel, fitted: LinearMixedModel, sizes: Tensor) -> None:
+def start_latent_model(model: LatentModel, fitted: LinearMixedModel) -> None:
     """Start decoder and group encoder at a linear mixed model, as far as they can.
 
     Parameters
@@ -51,20 +50,14 @@ def start_latent_model(model: LatentModel, fitted: LinearMixedModel, sizes: Tens
         Changed in place.
     fitted : LinearMixedModel
         Of the same columns.
-    sizes : Tensor of shape (G,)
-        Rows of each group.
     """
     decoder, weight = model.decoder, model.decoder.log_noise
     between = fitted.loadings[0] @ fitted.loadings[0].mT
     within = fitted.residual @ fitted.residual.mT
-    loadings = principal_loadings(between, decoder.n_group_codes)
+    loadings = canonical_loadings(principal_loadings(between, decoder.n_group_codes), within)
     is_wide = not model.instance_encoder.follows_decoder
     decoder.start_at(loadings.to(weight), within.to(weight), is_wide=is_wide)
     if not isinstance(decoder, LinearDecoder):
         return
     decoder.group_loadings.bias.copy_(fitted.fixed[0])
-    # The mean of a group of K rows has the variance between groups and 1 / K of that within. Constant columns
-    # make it singular; the predictor of least norm does.
-    of_means = between + within * float((1.0 / sizes).mean())
-    predictor = loadings.mT @ torch.linalg.pinv(of_means, atol=_TINY, rtol=_RELATIVE, hermitian=True)
-    model.group_encoder.start_at(predictor.to(weight), fitted.fixed[0].to(weight))
+    model.group_encoder.start_at(loadings, within, fitted.fixed[0])

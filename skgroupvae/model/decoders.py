@@ -25,6 +25,7 @@ __all__ = [
     "LinearDecoder",
     "MLPDecoder",
     "NewtonTerms",
+    "canonical_loadings",
     "factor_loadings",
     "principal_loadings",
 ]
@@ -42,6 +43,8 @@ _CODE_SHARE = 0.9
 _NOISE_ANCHOR = 0.02
 # Of factor analysis by EM, whose steps shorten as it converges.
 _FACTOR_STEPS, _FACTOR_TOLERANCE = 5_000, 1e-8
+# Singular values of a covariance, in standardized units and relative to the largest, that count as none.
+_TINY, _RELATIVE = 1e-10, 1e-13
 
 
 class Decoder(nn.Module, ABC):
@@ -343,6 +346,27 @@ def principal_loadings(covariance: Tensor, n_codes: int) -> Tensor:
     loadings = covariance.new_zeros(len(covariance), n_codes)
     loadings[:, :n_used] = (vectors * values.clamp(min=0.0).sqrt()).flip(1)[:, :n_used]
     return loadings
+
+
+def canonical_loadings(loadings: Tensor, noise: Tensor) -> Tensor:
+    """The same covariance by codes whose posterior is independent, those told best first.
+
+    Parameters
+    ----------
+    loadings : Tensor of shape (D, C)
+        Of x = loadings @ code + noise, where the code is standard normal, which no rotation changes.
+    noise : Tensor of shape (D, D)
+        Covariance.
+
+    Returns
+    -------
+    loadings : Tensor of shape (D, C)
+        Such that ``loadings.T @ inverse(noise) @ loadings`` is diagonal.
+    """
+    inverse = torch.linalg.pinv(noise, atol=_TINY, rtol=_RELATIVE, hermitian=True)
+    rotation = torch.linalg.eigh(loadings.mT @ inverse @ loadings).eigenvectors.flip(1)
+    loadings = loadings @ rotation
+    return loadings * torch.where(loadings.sum(0) < 0, -1.0, 1.0)
 
 
 def factor_loadings(covariance: Tensor, noise: Tensor, n_codes: int, learns_noise: bool) -> Tensor:

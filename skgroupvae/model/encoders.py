@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +34,13 @@ __all__ = [
 # Of an outcome's normal score, as a network sees it.
 MAX_SCORE = 6.0
 _MAX_CORRECTION = 3.0
+# What a row's distance from the mean has to add to the precision of a code for means to tell it.
+_LEAST_INFORMATION = 1e-6
+# What a row adds at the start to the precision of a code that means do not tell: too much of it and the
+# decoder sees codes that are as good as known, and takes them for granted.
+_UNTOLD = 0.05
+# Singular values of a covariance, in standardized units and relative to the largest, that count as none.
+_TINY, _RELATIVE = 1e-10, 1e-13
 
 
 class GroupEncoder(nn.Module, ABC):
@@ -56,10 +62,18 @@ class GroupEncoder(nn.Module, ABC):
     def release(self) -> None:
         """Undo :meth:`freeze`."""
 
-    def start_at(self, predictor: Tensor, center: Tensor) -> None:
-        """Start at the best linear predictor of u: (U, D) times a group's mean less the center (D,).
+    def start_at(self, loadings: Tensor, within: Tensor, center: Tensor) -> None:
+        """Start at a linear mixed model: rows of a group have the mean ``center + loadings @ u``.
 
         An encoder that cannot use it starts where its constructor left it.
+
+        Parameters
+        ----------
+        loadings : Tensor of shape (D, U)
+            Canonical: ``loadings.T @ inverse(within) @ loadings`` is diagonal.
+        within : Tensor of shape (D, D)
+            Covariance within groups.
+        center : Tensor of shape (D,)
         """
 
 
@@ -85,7 +99,22 @@ class DeepSetsEncoder(RowEncoder):
 
     E_A is a network together with x and x² themselves, so that the group's mean, spread and size reach E_B
     as they are: they are most of what a group tells, and a network need not learn to square.
+
+    What E_B gives is a correction to the posterior under a linear mixed model, in units of its standard
+    deviation. Precisions add up over rows, and the prior's is one of them: whatever is learned, q(u) is never
+    wider than the prior.
+
+    Attributes
+    ----------
+    gain : Parameter of shape (U, D)
+        What a unit of a row's distance from `center` adds to ``precision * mean`` of u.
+    log_information : Tensor of shape (U,)
+        Logarithm of what a row adds to the precision.
     """
+
+    center: Tensor
+    log_information: Tensor
+    reference: Tensor
 
     def __init__(
         self, n_features: int, n_group_codes: int, hidden: Sequence[int], generator: torch.Generator
@@ -97,7 +126,10 @@ class DeepSetsEncoder(RowEncoder):
         # It runs once a group, not once a row: width is cheap, and helps with unusual groups.
         widths = [4 * width for width in hidden]
         self.group_network = mlp(n_summaries, widths, 2 * n_group_codes, generator, zero_last=True)
-        self.mean_predictor = linear(n_features, n_group_codes, generator, bias=False)
+        self.gain = nn.Parameter(linear(n_features, n_group_codes, generator, bias=False).weight.detach())
+        self.register_buffer("center", torch.zeros(n_features, dtype=torch.float32))
+        self.register_buffer("log_information", torch.zeros(n_group_codes, dtype=torch.float32))
+        self.register_buffer("reference", torch.zeros(n_group_codes, dtype=torch.float32))
 
     def row_statistics(self, x: Tensor) -> Tensor:
         return torch.cat([x, x.square(), self.row_network(x)], dim=-1)
@@ -106,10 +138,17 @@ class DeepSetsEncoder(RowEncoder):
         self.row_network.requires_grad_(False)
 
     @torch.no_grad()
-    def start_at(self, predictor: Tensor, center: Tensor) -> None:
-        self.mean_predictor.weight.copy_(predictor)
-        last: Any = self.group_network[-1]
-        last.bias[: len(predictor)] = -predictor @ center
+    def start_at(self, loadings: Tensor, within: Tensor, center: Tensor) -> None:
+        gain = loadings.mT @ torch.linalg.pinv(within, atol=_TINY, rtol=_RELATIVE, hermitian=True)
+        information = (gain * loadings.mT).sum(1)
+        self.center.copy_(center)
+        self.gain.copy_(gain)
+        self.reference.copy_(information)
+        # What means do not tell may still be told by spreads and shapes.
+        is_told = information > _LEAST_INFORMATION
+        self.log_information.copy_(
+            torch.where(is_told, information, torch.full_like(information, _UNTOLD)).log()
+        )
 
     def posterior(self, totals: Tensor, sizes: Tensor) -> DiagonalNormal:
         sizes = sizes[:, None]
@@ -119,10 +158,11 @@ class DeepSetsEncoder(RowEncoder):
         # One pseudo-row at the spread of the whole table keeps the log finite for a group of one row.
         variance = ((square - mean.square()).clamp(min=0.0) * sizes + 1.0) / (sizes + 1.0)
         summaries = torch.cat([mean, variance.sqrt(), variance.log(), learned, sizes.log()], dim=-1)
-        loc, log_scale = self.group_network(summaries).chunk(2, dim=-1)
-        loc = loc + self.mean_predictor(mean)
-        # A posterior narrows with the root of the number of rows; the network learns what deviates from it.
-        return DiagonalNormal.from_log_scale(loc, log_scale - 0.5 * torch.log1p(sizes))
+        shift, log_stretch = self.group_network(summaries).chunk(2, dim=-1)
+        precision = 1.0 + sizes * self.reference
+        loc = sizes / precision * ((mean - self.center) @ self.gain.mT) + shift * precision.rsqrt()
+        log_scale = -0.5 * torch.log1p(sizes * (self.log_information + log_stretch).exp())
+        return DiagonalNormal.from_log_scale(loc, log_scale)
 
 
 class AverageEncoder(RowEncoder):

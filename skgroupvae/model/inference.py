@@ -13,11 +13,19 @@ import torch
 from torch import Tensor
 
 from skgroupvae.batch import Batch
+from skgroupvae.model.decoders import LinearDecoder
 from skgroupvae.model.integration import cubature_points, quasi_normal, sobol
 from skgroupvae.model.model import LatentModel
 from skgroupvae.model.posteriors import DiagonalNormal, FullNormal, Posterior
 
-__all__ = ["instance_posterior", "log_likelihood", "reconstruct", "translate", "translated_draws"]
+__all__ = [
+    "instance_posterior",
+    "log_likelihood",
+    "reconstruct",
+    "translate",
+    "translated_draws",
+    "translated_scale",
+]
 
 # A fixed seed makes log-likelihoods a function of the fitted model and the data.
 _SEED = 0
@@ -111,6 +119,40 @@ def translated_draws(
         moved = torch.where(stays[:, None], batch.groups.expand(u), q_target.from_noise(target)[positions])
         draws.append(model.decoder.mean(moved, q_v.from_noise(own)))
     return torch.stack(draws)
+
+
+@torch.no_grad()
+def translated_scale(
+    model: LatentModel,
+    batch: Batch,
+    q_source: Posterior,
+    q_target: Posterior,
+    positions: Tensor,
+    stays: Tensor,
+) -> Tensor:
+    """Standard deviation (N, D) of what :func:`translated_draws` draws, where the model is linear.
+
+    With x = b + A u + W v + noise and v given u of posterior covariance C, what a change of the source's u
+    moves in W v is ``-W C Wᵀ noise⁻¹ A``; the translated row is normal.
+
+    Parameters
+    ----------
+    model, batch, q_source, q_target, positions, stays
+        As there.
+    """
+    decoder = model.decoder
+    assert isinstance(decoder, LinearDecoder)
+    assert isinstance(q_source, FullNormal)
+    assert isinstance(q_target, FullNormal)
+    loadings = decoder.group_loadings.weight
+    # The same for every row.
+    q_v = model.instance_posterior(batch, q_source.loc)
+    assert isinstance(q_v, FullNormal)
+    of_v = decoder.instance_loadings.weight @ q_v.root[:1]
+    pull = (of_v @ of_v.mT / decoder.noise_scale.square()) @ loadings
+    own = torch.where(stays[:, None, None], loadings - pull, pull) @ batch.groups.expand(q_source.root)
+    other = (loadings @ q_target.root[positions]) * (~stays)[:, None, None]
+    return (of_v.square().sum(-1) + own.square().sum(-1) + other.square().sum(-1)).sqrt()
 
 
 @torch.no_grad()

@@ -1,6 +1,14 @@
 """How a model learns: objectives of a step, the loop over epochs, and what happens between them."""
 
-from skgroupvae.training.callbacks import Callback, EarlyStopping, History, Interrupt, Progress
+from skgroupvae.training.callbacks import (
+    Callback,
+    EarlyStopping,
+    History,
+    Interrupt,
+    Progress,
+    Trials,
+    is_worse,
+)
 from skgroupvae.training.loop import (
     HISTORY_TERMS,
     TrainingSettings,
@@ -17,7 +25,9 @@ __all__ = [
     "Interrupt",
     "Progress",
     "TrainingSettings",
+    "Trials",
     "history_table",
+    "is_worse",
     "resolve_schedule",
     "train",
 ]

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any, Protocol
+
+from torch import Tensor
 
 from skgroupvae.training.objectives import TrainableModel
 
-__all__ = ["Callback", "EarlyStopping", "History", "Interrupt", "Progress", "RunningFit"]
+__all__ = [
+    "Callback",
+    "EarlyStopping",
+    "History",
+    "Interrupt",
+    "Progress",
+    "RunningFit",
+    "Trials",
+    "is_worse",
+]
 
 # A fit that is over sooner shows no bar.
 _DELAY_SECONDS = 2.0
+# Of a trial on held-out groups: questions that it is given to gain; it ends as clear where so many groups or
+# more gain so many standard errors.
+_PATIENCE, _CLEAR_GROUPS, _CLEAR = 4, 12, 5.0
 # What the bar shows of an epoch, where its record has it.
 _SHOWN = {"loss": "loss", "validation_loss": "validation"}
 
@@ -102,6 +118,60 @@ class EarlyStopping(Callback):
     def on_end(self, loop: RunningFit) -> None:
         if self.best_state is not None:
             loop.model.load_state_dict(self.best_state)
+
+
+class Trials(Callback):
+    """Asks now and then how much a fit gains on held-out groups, and ends it where the answer is clear.
+
+    Parameters
+    ----------
+    ask : callable
+        ``ask()`` gives the gain of each held-out group (H,) by the model as it is.
+    n_epochs : int
+        Epochs from one question to the next.
+
+    Attributes
+    ----------
+    answers : list of Tensor of shape (H,)
+    epochs : list of int
+        Epochs done before each.
+    is_clear : bool
+        Whether it ended because it gains clearly.
+    """
+
+    def __init__(self, ask: Callable[[], Tensor], n_epochs: int) -> None:
+        self.ask, self.n_epochs = ask, n_epochs
+        self.answers: list[Tensor] = []
+        self.epochs: list[int] = []
+        self.is_clear = False
+        self._n_done = 0
+
+    def on_epoch_end(self, loop: RunningFit, record: dict[str, float]) -> None:
+        self._n_done += 1
+        if self._n_done % self.n_epochs == 0 or self._n_done == loop.max_epochs:
+            self.answers.append(self.ask())
+            self.epochs.append(self._n_done)
+
+    def should_stop(self) -> bool:
+        n_asked = len(self.answers)
+        if n_asked <= _PATIENCE:
+            return False
+        best = max(self.answers, key=lambda answer: float(answer.sum()))
+        gain, error = float(best.sum()), _error(best)
+        if not gain > (error if n_asked > 2 * _PATIENCE else 0.0):
+            return True
+        self.is_clear = len(best) >= _CLEAR_GROUPS and float(self.answers[-1].sum()) > _CLEAR * error
+        return self.is_clear or all(is_worse(answer, best) for answer in self.answers[-_PATIENCE:])
+
+
+def is_worse(answer: Tensor, best: Tensor) -> bool:
+    """Whether gains by group (H,) are below others in sum, by more than one standard error."""
+    return not float((best - answer).sum()) <= _error(best - answer)
+
+
+def _error(values: Tensor) -> float:
+    """Standard error of a sum over groups."""
+    return float(values.std()) * math.sqrt(len(values)) if len(values) > 1 else math.inf
 
 
 class Interrupt(Callback):

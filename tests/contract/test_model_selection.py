@@ -344,10 +344,7 @@ def linear_table(seed: int, n_groups: int = 160) -> tuple[np.ndarray, np.ndarray
 
 
 # Too few group codes miss a loading of 1.2 beside noise of 0.5: that costs 0.4 to 0.8 nats per row. Too many
-# cost little, as the fit gives the third code almost no loading. Of the seeds 0 to 10 two codes were ahead of
-# three by -2.4, 3.3, 5.3, 1.5, 0.6, -0.5, 1.8, 2.9, 1.1, 1.9 and 3.4 thousandths of a nat per row. So
-# the test
-# takes the widest margin, which a small change of the package does not reverse.
+# cost thousandths of a nat, as the fit gives the third code almost no loading, and may be ahead by as little.
 SMALL = {"batch_size": 27, "hidden_sizes": (8,), "n_decoder_samples": 8, "n_importance_samples": 50}
 CANDIDATES = {
     "linear": (GroupVAE(2, 6, decoder="linear"), {"n_group_codes": [1, 2, 3]}),
@@ -372,7 +369,8 @@ def test_held_out_likelihood_finds_the_number_of_group_codes(decoder, routing):
     )
     scores = pd.Series(search.cv_results_["mean_test_score"])
     best = scores.groupby([params["n_group_codes"] for params in search.cv_results_["params"]]).max()
-    assert search.best_params_["n_group_codes"] == 2
+    assert search.best_params_["n_group_codes"] >= 2
+    assert best[2] > best.max() - 0.01
     assert best[2] - best[1] > 0.3
 
 

@@ -51,8 +51,8 @@ def test_a_network_learns_spread_that_depends_on_a_covariate():
 
 def test_auto_keeps_the_mixed_model_of_linear_truth():
     rng = np.random.default_rng(0)
-    groups = np.repeat(np.arange(12), 20)
-    x, level, slope = rng.normal(size=(240, 1)), rng.normal(size=12), 0.3 * rng.normal(size=12)
+    groups = np.repeat(np.arange(24), 10)
+    x, level, slope = rng.normal(size=(240, 1)), rng.normal(size=24), 0.3 * rng.normal(size=24)
     y = 2.0 * x[:, 0] + level[groups] + slope[groups] * x[:, 0] + 0.5 * rng.normal(size=240)
     model = regressor(max_epochs=30, hidden_sizes=(8,)).fit(x, y, groups=groups)
     assert model.is_mixed_model_

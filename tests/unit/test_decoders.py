@@ -16,6 +16,7 @@ from skgroupvae.model.decoders import (
     FormulaDecoder,
     LinearDecoder,
     MLPDecoder,
+    canonical_loadings,
     factor_loadings,
     principal_loadings,
 )
@@ -356,3 +357,18 @@ def test_factor_loadings_with_known_noise_are_those_of_probabilistic_pca():
     values, vectors = torch.linalg.eigh(covariance)
     expected = (vectors[:, 2:] * (values[2:] - 0.3)) @ vectors[:, 2:].T
     torch.testing.assert_close(loadings @ loadings.T, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_canonical_loadings_are_the_same_model_with_independent_codes():
+    generator = torch.Generator().manual_seed(5)
+    root, loadings = (
+        torch.randn(4, 4, generator=generator).double(),
+        torch.randn(4, 3, generator=generator).double(),
+    )
+    noise = root @ root.mT + torch.eye(4)
+    canonical = canonical_loadings(loadings, noise)
+    torch.testing.assert_close(canonical @ canonical.mT, loadings @ loadings.mT)
+    information = canonical.mT @ torch.linalg.inv(noise) @ canonical
+    told = information.diagonal()
+    torch.testing.assert_close(information, torch.diag(told), atol=1e-10, rtol=0)
+    assert (told.diff() <= 0).all()

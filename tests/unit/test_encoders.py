@@ -10,7 +10,7 @@ import torch
 from oracles import batch_of, exam_formula, linear_group_posterior, segments_of, unsettled
 
 from skgroupvae.batch import Batch, Segments
-from skgroupvae.model.decoders import FormulaDecoder, LinearDecoder
+from skgroupvae.model.decoders import FormulaDecoder, LinearDecoder, canonical_loadings
 from skgroupvae.model.encoders import (
     AverageEncoder,
     DeepSetsEncoder,
@@ -183,14 +183,35 @@ def test_product_with_prior_is_more_certain_than_the_prior_and_less_than_the_pub
     assert (corrected.loc.abs() < published.loc.abs()).all()
 
 
-def test_deep_sets_starts_at_the_given_linear_predictor():
-    encoder = DeepSetsEncoder(D, U, HIDDEN, generator())
-    predictor, center = (torch.randn(*shape, generator=generator(3)) for shape in ((U, D), (D,)))
-    encoder.start_at(predictor, center)
-    x, segments = rows(), segments_of(SIZES)
-    means = torch.stack([block.mean(0) for block in x.split(SIZES)])
+def test_deep_sets_starts_at_the_exact_posterior_for_groups_of_every_size():
+    encoder = DeepSetsEncoder(D, U, HIDDEN, generator()).double()
+    root, loadings, center = (
+        torch.randn(*shape, generator=generator(3)).double() for shape in ((D, D), (D, U), (D,))
+    )
+    within = root @ root.mT + torch.eye(D)
+    loadings = canonical_loadings(loadings, within)
+    encoder.start_at(loadings, within, center)
+    x, segments = rows().double(), segments_of(SIZES)
     q_u = encoder.posterior(segments.sum(encoder.row_statistics(x)), segments.sizes)
-    torch.testing.assert_close(q_u.loc, (means - center) @ predictor.T)
+    for group, block in enumerate(x.split(SIZES)):
+        weights = loadings.mT @ torch.linalg.inv(within)
+        covariance = torch.linalg.inv(torch.eye(U) + len(block) * weights @ loadings)
+        torch.testing.assert_close(
+            q_u.loc[group], covariance @ weights @ (block - center).sum(0), rtol=1e-5, atol=1e-6
+        )
+        # Of more codes than columns means do not tell the last.
+        scale = covariance.diagonal().sqrt()
+        torch.testing.assert_close(q_u.scale[group, :D], scale[:D], rtol=1e-5, atol=1e-6)
+
+
+def test_deep_sets_is_never_wider_than_the_prior():
+    encoder = DeepSetsEncoder(D, U, HIDDEN, generator())
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.copy_(3.0 * torch.randn(parameter.shape, generator=generator(4)))
+    x, segments = rows(), segments_of(SIZES)
+    q_u = encoder.posterior(segments.sum(encoder.row_statistics(x)), segments.sizes)
+    assert (q_u.scale <= 1.0).all()
 
 
 # --- one step of Newton's method

@@ -20,6 +20,7 @@ from skgroupvae.training import (
     EarlyStopping,
     Progress,
     TrainingSettings,
+    Trials,
     callbacks,
     history_table,
     resolve_schedule,
@@ -541,6 +542,38 @@ def test_hooks_are_called_in_order(model):
 
     assert len(fit(model, max_epochs=9, callbacks=[Spy()])) == 2
     assert calls == ["start", "epoch 1", "stop?", "epoch 2", "stop?", "end"]
+
+
+def trial(model, sums, n_groups=20, n_epochs=1, max_epochs=20):
+    """A trial whose groups gain these sums, one question after the other, with a standard error of 1."""
+    noise = torch.linspace(-1.0, 1.0, n_groups, dtype=torch.float64)
+    noise = noise / noise.std() / n_groups**0.5
+    answers = iter(noise + total / n_groups for total in sums)
+    trials = Trials(lambda: next(answers), n_epochs)
+    fit(model, max_epochs=max_epochs, callbacks=[trials])
+    return trials
+
+
+@pytest.mark.parametrize(
+    ("sums", "n_asked", "is_clear"),
+    [
+        ([-1.0] * 20, 5, False),  # it never gains
+        ([0.5] * 20, 9, False),  # by less than a standard error
+        ([3.0] * 20, 20, False),  # it gains, and goes on
+        ([3.0, 3.0, 6.0, 6.0, 6.0], 5, True),  # clearly
+        ([2.0, 4.0, 3.0, 2.0, 1.0, 0.0], 6, False),  # longer training loses
+    ],
+)
+def test_a_trial_ends_where_the_answer_is_clear(model, sums, n_asked, is_clear):
+    trials = trial(model, sums)
+    assert len(trials.answers) == len(trials.epochs) == n_asked
+    assert trials.is_clear == is_clear
+
+
+def test_a_trial_asks_now_and_then_and_at_the_end(model):
+    assert trial(model, [3.0] * 4, n_epochs=3, max_epochs=10).epochs == [3, 6, 9, 10]
+    # Of few groups no gain is clear.
+    assert not trial(model, [9.0] * 6, n_groups=6, max_epochs=6).is_clear
 
 
 def test_early_stopping_restores_before_other_callbacks_end(model):
