@@ -79,8 +79,10 @@ def choose_model(
         error = float(gains.std()) * math.sqrt(len(gains)) / n_rows if len(gains) > 1 else math.inf
         if not gain > 0.0:
             break
+    if not math.isfinite(gain):
+        return Choice("linear", "a network does not pay: its training diverged", gain)
     words = f"{gain:+.4f} nats per row of {len(gains)} held-out groups, standard error {error:.4f}"
-    if math.isfinite(gain) and gain > _STANDARD_ERRORS * error:
+    if gain > _STANDARD_ERRORS * error:
         return Choice("network", f"it pays: {words}", gain, n_steps)
     return Choice("linear", f"a network does not pay: {words}", gain)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -296,8 +297,11 @@ def _trial(job: _Job, batch: Batch, learned_groups: Tensor, held_out_groups: Ten
     trials = Trials(ask, every)
     settings = replace(job.settings, max_epochs=max_epochs, batch_size=batch_size)
     groups = torch.arange(learned.groups.n_groups)
-    _train(model, learned, settings, generator, groups, groups[:0], [trials])
-    n_steps: list[int | None] = [n_batches * n for n in trials.epochs]
+    with suppress(torch.linalg.LinAlgError):
+        _train(model, learned, settings, generator, groups, groups[:0], [trials])
+    # A fit that diverged before the first question has lost.
+    answers = trials.answers or [torch.full_like(of_linear, -math.inf)]
+    n_steps: list[int | None] = [n_batches * n for n in trials.epochs] or [None]
     if trials.is_clear or not is_auto:
         n_steps[-1] = None
-    return Trial(torch.stack(trials.answers), tuple(n_steps))
+    return Trial(torch.stack(answers), tuple(n_steps))

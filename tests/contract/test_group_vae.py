@@ -943,6 +943,13 @@ def test_auto_with_few_groups_is_the_linear_model(X, school, quick):
     assert "5 groups are too few" in auto.summary()
 
 
+@pytest.mark.filterwarnings("ignore:fit diverged")
+def test_auto_is_linear_where_the_network_diverges(exam):
+    model = GroupVAE(learning_rate=1e30, random_state=0, verbose=False).fit(exam.X, groups=exam.groups)
+    assert model.history_.empty
+    assert "does not pay" in model.summary()
+
+
 @pytest.mark.parametrize("decoder", ["auto", "mlp", "linear"])
 def test_the_summary_says_which_model_and_why(decoder, X, school, quick):
     model = quick(decoder=decoder).fit(X, groups=school)
