@@ -14,8 +14,8 @@ from skgroupvae.model.model import LatentModel
 
 __all__ = ["fit_group_means", "start_latent_model"]
 
-# Variances, in standardized units, that count as none.
-_TINY, _RELATIVE = 1e-12, 1e-13
+# Variance, in standardized units, that counts as none.
+_TINY = 1e-12
 
 
 def fit_group_means(batch: Batch, n_group_codes: int) -> LinearMixedModel:

@@ -27,6 +27,7 @@ __all__ = [
     "NewtonTerms",
     "canonical_loadings",
     "factor_loadings",
+    "precision_matrix",
     "principal_loadings",
 ]
 
@@ -363,10 +364,14 @@ def canonical_loadings(loadings: Tensor, noise: Tensor) -> Tensor:
     loadings : Tensor of shape (D, C)
         Such that ``loadings.T @ inverse(noise) @ loadings`` is diagonal.
     """
-    inverse = torch.linalg.pinv(noise, atol=_TINY, rtol=_RELATIVE, hermitian=True)
-    rotation = torch.linalg.eigh(loadings.mT @ inverse @ loadings).eigenvectors.flip(1)
+    rotation = torch.linalg.eigh(loadings.mT @ precision_matrix(noise) @ loadings).eigenvectors.flip(1)
     loadings = loadings @ rotation
     return loadings * torch.where(loadings.sum(0) < 0, -1.0, 1.0)
+
+
+def precision_matrix(covariance: Tensor) -> Tensor:
+    """Inverse of a covariance (D, D) of standardized columns, 0 in directions without variance."""
+    return torch.linalg.pinv(covariance, atol=_TINY, rtol=_RELATIVE, hermitian=True)
 
 
 def factor_loadings(covariance: Tensor, noise: Tensor, n_codes: int, learns_noise: bool) -> Tensor:

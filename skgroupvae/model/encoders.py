@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from skgroupvae.batch import Batch
-from skgroupvae.model.decoders import Decoder
+from skgroupvae.model.decoders import Decoder, precision_matrix
 from skgroupvae.model.nn import linear, mlp
 from skgroupvae.model.posteriors import DiagonalNormal, FullNormal, newton
 
@@ -39,8 +39,6 @@ _LEAST_INFORMATION = 1e-6
 # What a row adds at the start to the precision of a code that means do not tell: too much of it and the
 # decoder sees codes that are as good as known, and takes them for granted.
 _UNTOLD = 0.05
-# Singular values of a covariance, in standardized units and relative to the largest, that count as none.
-_TINY, _RELATIVE = 1e-10, 1e-13
 
 
 class GroupEncoder(nn.Module, ABC):
@@ -139,7 +137,7 @@ class DeepSetsEncoder(RowEncoder):
 
     @torch.no_grad()
     def start_at(self, loadings: Tensor, within: Tensor, center: Tensor) -> None:
-        gain = loadings.mT @ torch.linalg.pinv(within, atol=_TINY, rtol=_RELATIVE, hermitian=True)
+        gain = loadings.mT @ precision_matrix(within)
         information = (gain * loadings.mT).sum(1)
         self.center.copy_(center)
         self.gain.copy_(gain)
