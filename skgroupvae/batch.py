@@ -123,6 +123,11 @@ class Batch:
         """Groups of the first factor."""
         return self.factors[0]
 
+    @property
+    def covariates(self) -> Tensor | None:
+        """Columns of the design beside the constant (N, P - 1); None without."""
+        return self.design[:, 1:] if self.design.shape[1] > 1 else None
+
     def to(self, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Batch:
         """On a device, or with its numbers in a floating type."""
         device = device or self.values.device

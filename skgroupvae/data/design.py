@@ -64,7 +64,7 @@ class Design(ABC):
         """What messages call a column of that table."""
         return name
 
-    def transform(self, X: Any) -> NDArray[np.float64]:
+    def transform(self, X: Any, name: str = "X") -> NDArray[np.float64]:
         """Design of a table like that of the fit.
 
         Parameters
@@ -72,6 +72,8 @@ class Design(ABC):
         X : array-like or DataFrame of shape (N, columns)
             A category that the fit has not seen counts as missing, with one warning a column: its rows get
             the mean over the categories of the fit.
+        name : str
+            Name of the argument.
 
         Returns
         -------
@@ -79,12 +81,12 @@ class Design(ABC):
             Standardized; the first column is constant.
         """
         frame = self._table(X)
-        for name, levels in self.levels.items():
-            unseen = level_codes(frame[name], levels) < 0
+        for column, levels in self.levels.items():
+            unseen = level_codes(frame[column], levels) < 0
             if unseen.any():
                 warnings.warn(
-                    f"column {self._shown(name)!r} of X has categories "
-                    f"{some(list(dict.fromkeys(frame[name][unseen])))} that the fit has not seen; their "
+                    f"column {self._shown(column)!r} of {name} has categories "
+                    f"{some(list(dict.fromkeys(frame[column][unseen])))} that the fit has not seen; their "
                     "rows get the mean over the categories of the fit",
                     UserWarning,
                     stacklevel=caller_level(),
@@ -262,7 +264,7 @@ def _numbers(column: pd.Series, name: str) -> NDArray[np.float64]:
         values = column.to_numpy(dtype=np.float64, na_value=np.nan)
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"column {name!r} of X must be numbers, as in the fit: {' '.join(str(error).split())}; correct it"
+            f"column {name!r} must be numbers, as in the fit: {' '.join(str(error).split())}; correct it"
         ) from error
     if not np.isfinite(values).all():
         raise ValueError(

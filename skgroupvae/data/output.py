@@ -15,7 +15,13 @@ from skgroupvae.data.tables import as_pandas, is_polars, is_polars_series
 __all__ = ["like_input", "like_outcomes"]
 
 
-def like_input(values: NDArray, original: Any, group_column: Any = None, labels: Any = None) -> Any:
+def like_input(
+    values: NDArray,
+    original: Any,
+    group_column: Any = None,
+    labels: Any = None,
+    kept_columns: Sequence[str] = (),
+) -> Any:
     """Rows as the container X came in, with the labels in the group columns where X has them.
 
     Columns of floats keep their width; columns of integers become float64, as their values are means.
@@ -23,13 +29,15 @@ def like_input(values: NDArray, original: Any, group_column: Any = None, labels:
     Parameters
     ----------
     values : ndarray of shape (N, D)
-        The columns of the table beside those of the labels.
+        The columns of the table beside those of the labels and those that stay.
     original : array-like or DataFrame of shape (N, columns)
         The table that came in.
     group_column : name, position, list of them or None
         Columns of the labels.
     labels : labels of shape (N,), optional
         What to write there; tuples for a list of columns.
+    kept_columns : sequence of str
+        Columns of a data frame that stay as they are.
 
     Returns
     -------
@@ -37,16 +45,19 @@ def like_input(values: NDArray, original: Any, group_column: Any = None, labels:
         `values` itself if X is an array without labels.
     """
     if is_polars(original):
-        return _like_polars(like_input(values, as_pandas(original), group_column, labels), original)
+        as_frame = like_input(values, as_pandas(original), group_column, labels, kept_columns)
+        return _like_polars(as_frame, original)
     columns = [] if group_column is None else label_columns(original, group_column)
     parts = _label_parts(labels, len(columns)) if isinstance(group_column, list) else [labels]
     if isinstance(original, pd.DataFrame):
-        kept = [name for name in original.columns if name not in columns]
-        frame = pd.DataFrame(values, index=original.index, columns=kept)
-        floats = {name: original[name].dtype for name in kept if original[name].dtype.kind == "f"}
+        given = [name for name in original.columns if name not in columns and name not in kept_columns]
+        frame = pd.DataFrame(values, index=original.index, columns=given)
+        floats = {name: original[name].dtype for name in given if original[name].dtype.kind == "f"}
         frame = frame.astype({name: dtype for name, dtype in floats.items() if frame[name].dtype != dtype})
         for column, part in zip(columns, parts, strict=False):
             frame[column] = _labels_like(original[column], part)
+        for column in kept_columns:
+            frame[column] = original[column]
         return frame[list(original.columns)]
     if group_column is None:
         return values
@@ -88,6 +99,8 @@ def _label_parts(labels: Any, n_columns: int) -> list[NDArray]:
     """Labels that are tuples, taken apart by column."""
     parts = [np.empty(len(labels), dtype=object) for _ in range(n_columns)]
     for row, label in enumerate(labels):
+        if isinstance(label, str) and label == "average":
+            label = (label,) * n_columns
         if not isinstance(label, tuple) or len(label) != n_columns:
             raise ValueError(
                 f"target_group {label!r} must be a tuple of {n_columns} labels, one a column of group_column"
@@ -102,7 +115,11 @@ def _labels_like(column: pd.Series, labels: Any) -> pd.Series:
     by_row = pd.Series(np.asarray(labels), index=column.index)
     if isinstance(column.dtype, pd.CategoricalDtype) and not by_row.isin(column.cat.categories).all():
         return by_row
-    return by_row.astype(column.dtype)
+    try:
+        converted = by_row.astype(column.dtype)
+    except (ValueError, TypeError):
+        return by_row  # "average" among numbers
+    return converted if (converted.astype(object) == by_row.astype(object)).all() else by_row
 
 
 def _like_polars(frame: pd.DataFrame, original: Any) -> Any:

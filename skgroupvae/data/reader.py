@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from skgroupvae.batch import Batch, Segments
 from skgroupvae.data.checks import SeenColumns, check_table
 from skgroupvae.data.columns import Column, center_and_scale
+from skgroupvae.data.covariates import Covariates
 from skgroupvae.data.labels import (
     canonical_order,
     check_groups,
@@ -21,7 +22,7 @@ from skgroupvae.data.labels import (
     split_group_column,
 )
 
-__all__ = ["ObservationReader", "Table", "as_batch"]
+__all__ = ["ObservationReader", "Rows", "Table", "as_batch"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,22 +95,32 @@ class Table:
         return values
 
 
+class Rows(NamedTuple):
+    """Rows in the units of the table (N, D), the design of their covariates (N, 1 + C), and labels."""
+
+    x: NDArray[np.floating]
+    design: NDArray[np.float64] | None
+    labels: Any
+
+
 @dataclass(frozen=True, eq=False)
 class ObservationReader:
-    """Tables all of whose columns are observations.
+    """Tables of observations, with or without covariates.
 
     Attributes
     ----------
     owner : str
         Name of the estimator, for messages.
     seen : SeenColumns
-        Columns of the fit, without those of labels.
+        Columns of the fit, without those of labels and covariates.
     columns : tuple of Column
         How each of them is standardized, and the family that it has.
     has_groups : bool
         Whether the fit had labels.
     group_column : str, int, list, tuple or None
         Column of the labels.
+    covariates : Covariates or None
+        How covariates are read; None in a fit without.
     """
 
     owner: str
@@ -117,26 +128,30 @@ class ObservationReader:
     columns: tuple[Column, ...]
     has_groups: bool
     group_column: str | int | list | tuple | None = None
+    covariates: Covariates | None = None
 
     @classmethod
-    def learn(cls, X: Any, groups: Any, group_column: Any, owner: str) -> tuple[Self, Table]:
+    def learn(cls, X: Any, groups: Any, covariates: Any, group_column: Any, owner: str) -> tuple[Self, Table]:
         """The reader of a fit, and its table; warns where there are no labels."""
         table, labels = split_group_column(X, group_column, groups)
+        learned = design = None
+        if covariates is not None:
+            learned, table, design = Covariates.learn(table, covariates, owner)
         x, seen = check_table(table, owner=owner)
         names = range(seen.n_features) if seen.feature_names is None else seen.feature_names
         columns = tuple(
             Column(str(name), "numeric", float(center), float(scale), family="normal")
             for name, center, scale in zip(names, *center_and_scale(x), strict=True)
         )
-        reader = cls(owner, seen, columns, labels is not None, group_column)
-        return reader, reader._labeled(x, labels, warn=True)
+        reader = cls(owner, seen, columns, labels is not None, group_column, learned)
+        return reader, reader._labeled(Rows(x, design, labels), warn=True)
 
-    def again(self, X: Any, groups: Any, group_column: Any) -> tuple[Self, Table]:
+    def again(self, X: Any, groups: Any, covariates: Any, group_column: Any) -> tuple[Self, Table]:
         """A table that the fit is to resume with, and the reader that follows: standardized as before."""
-        table, labels = split_group_column(X, group_column, groups)
-        x, _ = check_table(table, owner=self.owner, seen=self.seen)
-        reader = replace(self, has_groups=labels is not None, group_column=group_column)
-        return reader, reader._labeled(x, labels, warn=True)
+        reader = replace(self, group_column=group_column)
+        rows = reader.split(X, groups, covariates)
+        reader = replace(reader, has_groups=rows.labels is not None)
+        return reader, reader._labeled(rows, warn=True)
 
     @property
     def center(self) -> NDArray[np.float64]:
@@ -146,22 +161,28 @@ class ObservationReader:
     def scale(self) -> NDArray[np.float64]:
         return np.array([column.scale for column in self.columns])
 
-    def split(self, X: Any, groups: Any = None, name: str = "X") -> tuple[NDArray, Any]:
-        """Checked columns (N, D), in the units of the table, and the labels."""
+    def split(self, X: Any, groups: Any, covariates: Any, of: str = "") -> Rows:
+        """Checked rows and unchecked labels; `of` is what messages add to the names of the arguments."""
         table, labels = split_group_column(X, self.group_column, groups)
-        return check_table(table, owner=self.owner, seen=self.seen, name=name)[0], labels
+        design = None
+        if self.covariates is not None:
+            table, design = self.covariates.read(table, covariates, (f"X{of}", f"covariates{of}"))
+        elif covariates is not None:
+            raise ValueError(
+                f"covariates{of} is given, but this {self.owner} was fitted without; leave it out, or fit "
+                "with covariates"
+            )
+        return Rows(check_table(table, owner=self.owner, seen=self.seen, name=f"X{of}")[0], design, labels)
 
-    def read(
-        self, X: Any, groups: Any, names: tuple[str, str] = ("X", "groups"), *, adds: bool = False
-    ) -> Table:
+    def read(self, X: Any, groups: Any, covariates: Any, of: str = "", *, adds: bool = False) -> Table:
         """A table like that of the fit; without labels each row is a group of its own.
 
         With `adds` it is to add to the rows of the fit, whose labels it then needs.
         """
-        x, labels = self.split(X, groups, names[0])
+        rows = self.split(X, groups, covariates, of)
         if adds:
-            check_labels_to_add(labels, self.has_groups, self.owner)
-        return self._labeled(x, labels, name=names[1])
+            check_labels_to_add(rows.labels, self.has_groups, self.owner)
+        return self._labeled(rows, name=f"groups{of}")
 
     def rows_alone(self, table: Table) -> Batch:
         """Rows of a table, each a group of its own."""
@@ -172,15 +193,20 @@ class ObservationReader:
         """Standardized rows (*, D) in the units of the table."""
         return values.astype(np.float64) * self.scale + self.center
 
-    def _labeled(self, x: NDArray, labels: Any, *, warn: bool = False, name: str = "groups") -> Table:
-        """A table from checked columns (N, D) and unchecked labels or None."""
-        table = self.table(x, check_groups(labels, len(x), self.owner, warn=warn, name=name))
-        return replace(table, has_labels=labels is not None)
+    @property
+    def covariate_columns(self) -> list[str]:
+        """Columns of X that are covariates."""
+        return list((self.covariates and self.covariates.columns) or ())
 
-    def table(self, x: NDArray, labels: Any) -> Table:
-        """A table from checked columns (N, D) in its units and labels, one a row."""
-        standard = np.asarray((x - self.center) / self.scale, dtype=np.float64)
-        return Table.of_rows(standard, labels, dtype=x.dtype)
+    def _labeled(self, rows: Rows, *, warn: bool = False, name: str = "groups") -> Table:
+        """A table from checked rows and their unchecked labels or None."""
+        labels = check_groups(rows.labels, len(rows.x), self.owner, warn=warn, name=name)
+        return replace(self.table(rows._replace(labels=labels)), has_labels=rows.labels is not None)
+
+    def table(self, rows: Rows) -> Table:
+        """A table from checked rows and labels."""
+        standard = np.asarray((rows.x - self.center) / self.scale, dtype=np.float64)
+        return Table.of_rows(standard, rows.labels, design=rows.design, dtype=rows.x.dtype)
 
 
 def as_batch(

@@ -211,7 +211,8 @@ def in_codes_container(estimator: GroupedEstimator[Any], X: Any, u: NDArray, v: 
 
 def as_given(estimator: GroupedEstimator[Any], values: NDArray, X: Any, labels: Any) -> Any:
     """Rows in the container of X, with labels in its group columns."""
-    return like_input(values, X, estimator._fitted().reader.group_column, labels)
+    reader = estimator._fitted().reader
+    return like_input(values, X, reader.group_column, labels, reader.covariate_columns)
 
 
 def _container(estimator: GroupedEstimator[Any], codes: NDArray, original: Any, columns: list[str]) -> Any:

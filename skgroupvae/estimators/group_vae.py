@@ -65,10 +65,12 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
 
     Parameters
     ----------
-    n_group_codes : int, default=2
-        Dimension U of the group code.
-    n_instance_codes : int or None, default=None
-        Dimension V of the instance code. None takes one a column of X, at most 10.
+    n_group_codes : int or "auto", default="auto"
+        Dimension U of the group code. "auto" takes as many as the linear mixed model has (the rank of the
+        covariance of the group means, of the columns' number and 10 at most) and, for a network, one more
+        for what spreads and shapes tell; 2 with a formula of your own.
+    n_instance_codes : int or "auto", default="auto"
+        Dimension V of the instance code. "auto" takes one a column of X, at most 10.
     group_encoder : str, factory or Module, default="deepsets"
         How the rows of a group become q(u): "deepsets", a Deep Sets network (CxVAE); "average", the average
         of the rows' normals (Hosoya 2019); "product", their product (Bouchacourt et al. 2018); or
@@ -183,14 +185,14 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
     """
 
     # groups reach every method through scikit-learn's metadata routing with no set_*_request by the user.
-    __metadata_request__fit = {"groups": True}  # noqa: RUF012
-    __metadata_request__partial_fit = {"groups": True}  # noqa: RUF012
-    __metadata_request__transform = {"groups": True}  # noqa: RUF012
-    __metadata_request__score = {"groups": True, "context": True}  # noqa: RUF012
+    __metadata_request__fit = {"groups": True, "covariates": True}  # noqa: RUF012
+    __metadata_request__partial_fit = {"groups": True, "covariates": True}  # noqa: RUF012
+    __metadata_request__transform = {"groups": True, "covariates": True}  # noqa: RUF012
+    __metadata_request__score = {"groups": True, "covariates": True, "context": True}  # noqa: RUF012
 
     _parameter_constraints = {  # noqa: RUF012
-        "n_group_codes": [Interval(Integral, 1, None, closed="left")],
-        "n_instance_codes": [Interval(Integral, 1, None, closed="left"), None],
+        "n_group_codes": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "n_instance_codes": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "group_encoder": [StrOptions(set(GROUP_ENCODERS)), callable],
         "instance_encoder": [StrOptions(set(INSTANCE_ENCODERS)), callable],
         "regularizer": [StrOptions(set(REGULARIZERS)), callable, None],
@@ -218,8 +220,8 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
 
     def __init__(
         self,
-        n_group_codes: int = 2,
-        n_instance_codes: int | None = None,
+        n_group_codes: int | str = "auto",
+        n_instance_codes: int | str = "auto",
         *,
         group_encoder: str | Callable[..., nn.Module] | nn.Module = "deepsets",
         instance_encoder: str | Callable[..., nn.Module] | nn.Module = "conditional",
@@ -271,7 +273,7 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
         self.device = device
         self.verbose = verbose
 
-    def fit(self, X: Any, y: None = None, *, groups: ArrayLike | None = None) -> Self:
+    def fit(self, X: Any, y: None = None, *, groups: ArrayLike | None = None, covariates: Any = None) -> Self:
         """Learn the model from the rows of X and their groups.
 
         Ctrl-C ends the fit early with a warning; the estimator keeps the epochs done so far.
@@ -285,6 +287,11 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
         groups : array-like of shape (n_rows,), optional
             Group label of each row, of any hashable kind, in any order. With None and no `group_column`
             every row is a group of its own, with a warning.
+        covariates : str, list of str, array-like or DataFrame of shape (n_rows, n_covariates), optional
+            What x is modeled given, beside u and v, such as age and sex. Names of columns of X (a str, or a
+            list, tuple or Index): these are then no observations, and every method takes them from its X. Or
+            a table, whose like every method then asks for. Numbers have a slope, categories an effect each,
+            and a network learns what deviates from that.
 
         Returns
         -------
@@ -296,10 +303,12 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
             If a parameter, the table or the labels cannot be used; the estimator is then as it was.
         """
         self._validate_params()
-        self._keep(fit_latent(self, X, groups))
+        self._keep(fit_latent(self, X, groups, covariates))
         return self
 
-    def partial_fit(self, X: Any, y: None = None, *, groups: ArrayLike | None = None) -> Self:
+    def partial_fit(
+        self, X: Any, y: None = None, *, groups: ArrayLike | None = None, covariates: Any = None
+    ) -> Self:
         """Learn from more rows, of groups of the fit or of new ones, without the earlier rows.
 
         The first call is `fit`. Each further one makes one pass over its rows at a tenth of the learning
@@ -315,18 +324,20 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
             Ignored.
         groups : array-like of shape (n_rows,), optional
             Group label of each row.
+        covariates : array-like or DataFrame of shape (n_rows, n_covariates), optional
+            Covariates of these rows; left out where they are columns of X or the fit had none.
 
         Returns
         -------
         self : GroupVAE
         """
         if "_state" not in vars(self):
-            return self.fit(X, groups=groups)
+            return self.fit(X, groups=groups, covariates=covariates)
         self._validate_params()
-        self._keep(learn_more(self, X, groups))
+        self._keep(learn_more(self, X, groups, covariates))
         return self
 
-    def update_groups(self, X: Any, *, groups: ArrayLike | None = None) -> Self:
+    def update_groups(self, X: Any, *, groups: ArrayLike | None = None, covariates: Any = None) -> Self:
         """Add rows to what is known of their groups; the model stays as it is.
 
         What is known of a group adds up over its rows, so the codes are those that all rows at once give.
@@ -337,22 +348,34 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
             Rows of groups of the fit or of new ones.
         groups : array-like of shape (n_rows,), optional
             Group label of each row.
+        covariates : array-like or DataFrame of shape (n_rows, n_covariates), optional
+            Covariates of these rows; left out where they are columns of X or the fit had none.
 
         Returns
         -------
         self : GroupVAE
         """
         state = self._fitted()
-        table = state.reader.read(X, groups, adds=True)
+        table = state.reader.read(X, groups, covariates, adds=True)
         added = known_from(state.model, table)
         self._keep(state.replaced(groups=with_table(state.groups, added, table)))
         return self
 
-    def fit_transform(self, X: Any, y: None = None, *, groups: ArrayLike | None = None) -> Any:
+    def fit_transform(
+        self, X: Any, y: None = None, *, groups: ArrayLike | None = None, covariates: Any = None
+    ) -> Any:
         """Fit, then transform the same rows in the same groups; see `fit` and `transform`."""
-        return self.fit(X, y, groups=groups).transform(X, groups=groups)
+        fitted = self.fit(X, y, groups=groups, covariates=covariates)
+        return fitted.transform(X, groups=groups, covariates=covariates)
 
-    def transform(self, X: Any, *, groups: ArrayLike | None = None, return_std: bool = False) -> Any:
+    def transform(
+        self,
+        X: Any,
+        *,
+        groups: ArrayLike | None = None,
+        covariates: Any = None,
+        return_std: bool = False,
+    ) -> Any:
         """Posterior means of the codes, inferred from these rows alone.
 
         Labels only say which rows belong together: known labels do not bring in the rows of the fit.
@@ -363,6 +386,8 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
             Rows.
         groups : array-like of shape (n_rows,), optional
             Group label of each row.
+        covariates : array-like or DataFrame of shape (n_rows, n_covariates), optional
+            Covariates of these rows; left out where they are columns of X or the fit had none.
         return_std : bool, default=False
             Also return the posterior standard deviations.
 
@@ -385,7 +410,7 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
         ValueError
             If X or groups cannot be used.
         """
-        table = self._read(X, groups)
+        table = self._read(X, groups, covariates)
         parts: list[list[Tensor]] = [[], [], [], []]
         for batch, q_u in _chunks(self._fitted().model, table):
             q_v = inference.instance_posterior(self._fitted().model, batch, q_u)
@@ -399,7 +424,7 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
         stds = in_codes_container(self, X, u_std, v_std)
         return (codes, stds) if self.stack_codes else (*codes, *stds)
 
-    def reconstruct(self, X: Any, *, groups: ArrayLike | None = None) -> Any:
+    def reconstruct(self, X: Any, *, groups: ArrayLike | None = None, covariates: Any = None) -> Any:
         """Posterior mean of each row without its noise, in the units of X.
 
         Parameters
@@ -408,19 +433,21 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
             Rows.
         groups : array-like of shape (n_rows,), optional
             Group label of each row.
+        covariates : array-like or DataFrame of shape (n_rows, n_covariates), optional
+            Covariates of these rows; left out where they are columns of X or the fit had none.
 
         Returns
         -------
         reconstructed : ndarray or DataFrame of shape (n_rows, n_features)
             As X came. The expectation is over u and v together; `inverse_transform` decodes one point.
         """
-        state, table = self._fitted(), self._read(X, groups)
+        state, table = self._fitted(), self._read(X, groups, covariates)
         means = [inference.reconstruct(state.model, batch, q_u) for batch, q_u in _chunks(state.model, table)]
         values = state.reader.in_units(table.in_given_order(torch.cat(means), np.float64)).astype(table.dtype)
         _, labels = split_group_column(X, state.reader.group_column, None)
         return as_given(self, values, X, labels)
 
-    def inverse_transform(self, u: Any, v: Any = None) -> Any:
+    def inverse_transform(self, u: Any, v: Any = None, *, covariates: Any = None) -> Any:
         """Decode codes: the mean of a row given u and v, in the units of X.
 
         Parameters
@@ -430,6 +457,9 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
             ``stack_codes=True`` returns them.
         v : array-like or DataFrame of shape (n_rows, V), optional
             Instance codes.
+        covariates : array-like or DataFrame of shape (n_rows, n_covariates), optional
+            Of each row, where the fit had covariates: a table like that of the fit, or one with the columns
+            that it named.
 
         Returns
         -------
@@ -453,7 +483,7 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
             )
         if not all(np.isfinite(part).all() for part in parts):
             raise ValueError("u and v must be finite, got NaN or infinite values; drop these rows")
-        values = _decoded(state, *parts)
+        values = _decoded(state, parts[0], parts[1], _design(state, covariates, len(codes)))
         if not isinstance(u, pd.DataFrame):
             return values
         names = state.reader.seen.feature_names
@@ -466,12 +496,14 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
         source_group: Any,
         target_group: Any,
         *,
-        context: tuple[Any, ArrayLike] | None = None,
+        covariates: Any = None,
+        context: tuple[Any, ...] | None = None,
         quantiles: ArrayLike | None = None,
     ) -> Any:
         """The rows of X as they would have been in the target group (section 5.1 of the CxVAE paper).
 
-        Keeps each row's v and swaps its group's u; the value is the posterior mean over both, without noise.
+        Keeps each row's v and covariates and swaps its group's u; the value is the posterior mean over both
+        codes, without noise.
 
         Parameters
         ----------
@@ -483,7 +515,9 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
         target_group : label, array-like of shape (n_rows,) or "average"
             The group to move all rows to, or each row. A row moved to its own group comes back as
             `reconstruct` gives it. "average", where no group is called that, is the average group: u = 0.
-        context : tuple (X, groups), optional
+        covariates : array-like or DataFrame of shape (n_rows, n_covariates), optional
+            Covariates of these rows; left out where they are columns of X or the fit had none.
+        context : tuple (X, groups) or (X, groups, covariates), optional
             More rows and their labels. They add to what is known of the groups of the fit, and are all that
             is known of a new target group. With a `group_column` the second entry may be None.
         quantiles : array-like of float of shape (n_quantiles,), optional
@@ -503,18 +537,17 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
             If a target group occurs neither in the fit nor in `context`, or there is no source group.
         """
         state = self._fitted()
-        x, in_column = state.reader.split(X)
+        rows = state.reader.split(X, None, covariates)
         source = check_labels_by_row(
-            in_column if source_group is None else source_group, len(x), "source_group"
+            rows.labels if source_group is None else source_group, len(rows.x), "source_group"
         )
-        target = check_labels_by_row(target_group, len(x), "target_group")
+        target = check_labels_by_row(target_group, len(rows.x), "target_group")
         levels = None if quantiles is None else torch.from_numpy(check_levels(quantiles, "quantiles"))
         known = self._known(context)
         warn_of_unlike_groups(known, source, target)
-        table = state.reader.table(x, np.asarray(source))
-        new = known.positions(table.labels) < 0
-        own = known_from(state.model, table).take(np.flatnonzero(new))
-        known = known.plus(own)
+        table = state.reader.table(rows._replace(labels=np.asarray(source)))
+        own = known_from(state.model, table)
+        known = known.plus(own.take(np.flatnonzero(known.positions(own.labels) < 0)))
         positions = positions_of_targets(known, target, "context=(X, groups)")
         mean, spread = _translated(state.model, table, known, positions, levels)
         values = state.reader.in_units(table.in_given_order(mean, np.float64)).astype(table.dtype)
@@ -530,6 +563,7 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
         group_size: int = 1,
         *,
         groups: Sequence[Hashable] | NDArray | None = None,
+        covariates: Any = None,
         random_state: int | np.random.RandomState | None = None,
     ) -> tuple[NDArray, NDArray]:
         """Draw rows from the fitted model, noise included.
@@ -542,6 +576,9 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
             Rows to draw in each group.
         groups : array-like of labels, optional
             Groups of the fit to draw more rows of, with u from its posterior.
+        covariates : array-like or DataFrame of shape (n_groups * group_size, n_covariates), optional
+            Of the rows to draw, those of a group next to each other, where the fit had covariates: a table
+            like that of the fit, or one with the columns that it named.
         random_state : int, RandomState instance or None, default=None
             Pass an int for the same draw at every call.
 
@@ -572,7 +609,8 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
             noise = torch.from_numpy(rng.standard_normal(tuple(q_u.loc.shape)))
             u = q_u.from_noise(noise.to(q_u.loc)).cpu().numpy()
         u = np.repeat(u, group_size, axis=0)
-        means = _decoded(state, u, rng.standard_normal((len(u), decoder.n_instance_codes)))
+        design = _design(state, covariates, len(u))
+        means = _decoded(state, u, rng.standard_normal((len(u), decoder.n_instance_codes)), design)
         noise_scale = decoder.noise_scale.cpu().numpy() * state.reader.scale
         return means + noise_scale * rng.standard_normal(means.shape), np.repeat(labels, group_size)
 
@@ -581,6 +619,7 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
         X: Any,
         *,
         groups: ArrayLike | None = None,
+        covariates: Any = None,
         random_state: int | np.random.RandomState | None = None,
     ) -> Any:
         """One joint draw of the codes from their posterior: u of each group, then v of each row given it.
@@ -591,6 +630,8 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
             Rows.
         groups : array-like of shape (n_rows,), optional
             Group label of each row.
+        covariates : array-like or DataFrame of shape (n_rows, n_covariates), optional
+            Covariates of these rows; left out where they are columns of X or the fit had none.
         random_state : int, RandomState instance or None, default=None
             Pass an int for the same draw at every call.
 
@@ -600,7 +641,7 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
             As from `transform`, where the posterior means are: a draw is a worse estimate but has the spread
             of what is known.
         """
-        table, model = self._read(X, groups), self._fitted().model
+        table, model = self._read(X, groups, covariates), self._fitted().model
         generator = torch.Generator().manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
         u_draws, v_draws = [], []
         with torch.no_grad():
@@ -612,7 +653,12 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
         return in_codes_container(self, X, *codes)
 
     def group_log_likelihood(
-        self, X: Any, *, groups: ArrayLike | None = None, context: str | tuple[Any, ArrayLike] | None = None
+        self,
+        X: Any,
+        *,
+        groups: ArrayLike | None = None,
+        covariates: Any = None,
+        context: str | tuple[Any, ...] | None = None,
     ) -> pd.Series:
         """Joint log-likelihood of the rows of each group.
 
@@ -624,8 +670,10 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
             Rows.
         groups : array-like of shape (n_rows,), optional
             Group label of each row.
-        context : None, "prior" or tuple (X, groups), default=None
-            What is known of the groups beside these rows. None: the rows of the fit. A pair: these rows as
+        covariates : array-like or DataFrame of shape (n_rows, n_covariates), optional
+            Covariates of these rows; left out where they are columns of X or the fit had none.
+        context : None, "prior" or tuple (X, groups) or (X, groups, covariates), default=None
+            What is known of the groups beside these rows. None: the rows of the fit. A tuple: these rows as
             well. "prior": nothing, as though every group were new. What is known takes the place of the prior
             of u; a label that occurs nowhere there keeps it.
 
@@ -636,12 +684,17 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
             linear model; else a lower bound in expectation (Burda et al. 2016), which tightens with
             `n_importance_samples`.
         """
-        table = self._read(X, groups)
+        table = self._read(X, groups, covariates)
         values = self._log_likelihood(table, context)
         return pd.Series(values[table.first_seen], index=table.labels[table.first_seen])
 
     def score_samples(
-        self, X: Any, *, groups: ArrayLike | None = None, context: str | tuple[Any, ArrayLike] | None = None
+        self,
+        X: Any,
+        *,
+        groups: ArrayLike | None = None,
+        covariates: Any = None,
+        context: str | tuple[Any, ...] | None = None,
     ) -> NDArray[np.float64]:
         """Log density of each row by itself, given what is known of its group.
 
@@ -651,7 +704,9 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
             Rows.
         groups : array-like of shape (n_rows,), optional
             Group label of each row.
-        context : None, "prior" or tuple (X, groups), default=None
+        covariates : array-like or DataFrame of shape (n_rows, n_covariates), optional
+            Covariates of these rows; left out where they are columns of X or the fit had none.
+        context : None, "prior" or tuple (X, groups) or (X, groups, covariates), default=None
             What is known of the groups; see `group_log_likelihood`. The other rows of X are no part of it.
 
         Returns
@@ -659,7 +714,7 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
         log_density : ndarray of shape (n_rows,)
             In nats, as densities in the units of X; exact for the linear model, else by importance sampling.
         """
-        state, table = self._fitted(), self._read(X, groups)
+        state, table = self._fitted(), self._read(X, groups, covariates)
         known = self._known_of(table, context)
         values = np.empty(len(table.order))
         labels = table.labels[table.batch.groups.codes.numpy()]
@@ -681,8 +736,9 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
         y: None = None,
         *,
         groups: ArrayLike | None = None,
+        covariates: Any = None,
         sample_weight: ArrayLike | None = None,
-        context: str | tuple[Any, ArrayLike] | None = None,
+        context: str | tuple[Any, ...] | None = None,
     ) -> float:
         """Joint log-likelihood of the rows' groups per row, in nats: larger is better.
 
@@ -694,16 +750,18 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
             Ignored.
         groups : array-like of shape (n_rows,), optional
             Group label of each row.
+        covariates : array-like or DataFrame of shape (n_rows, n_covariates), optional
+            Covariates of these rows; left out where they are columns of X or the fit had none.
         sample_weight : array-like of shape (n_rows,), optional
             Weights of the rows in the mean, each with an equal share of its group's log-likelihood.
-        context : None, "prior" or tuple (X, groups), default=None
+        context : None, "prior" or tuple (X, groups) or (X, groups, covariates), default=None
             What is known of the groups beside these rows; see `group_log_likelihood`.
 
         Returns
         -------
         score : float
         """
-        table = self._read(X, groups)
+        table = self._read(X, groups, covariates)
         sizes = table.batch.groups.sizes.numpy()
         share = self._log_likelihood(table, context) / sizes
         by_row = np.empty(len(table.order))
@@ -727,12 +785,24 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
             "Groups": f"{len(sizes):,} of {int(sizes.min()):,} to {int(sizes.max()):,} rows",
             "Log-likelihood of the linear mixed model": f"{log_likelihood:.3f}",
         }
+        fixed = state.mixed_model.fixed.numpy() * scale
         between = (state.mixed_model.loadings[0].square().sum(1)).sqrt().numpy() * scale
         within = (state.mixed_model.residual.square().sum(1)).sqrt().numpy() * scale
         table = pd.DataFrame(
-            {"mean": state.reader.center, "sd between groups": between, "sd within groups": within},
+            {
+                "mean": fixed[0] + state.reader.center,
+                "sd between groups": between,
+                "sd within groups": within,
+            },
             index=[column.name for column in state.reader.columns],
         )
+        if state.reader.covariates is not None:
+            design = state.reader.covariates.design
+            slopes = fixed[1:] / design.scale[1:, None]
+            table["mean"] -= design.center[1:] @ slopes
+            table = table.rename(columns={"mean": "intercept"})
+            for name, slope in zip(design.names[1:], slopes, strict=True):
+                table[f"effect of {name}"] = slope
         lines = [f"{name + ':':44s}{value}" for name, value in head.items()]
         return "\n".join([*lines, "", "Linear mixed model", table.to_string(float_format="{:.4g}".format)])
 
@@ -756,10 +826,10 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
             learned["feature_names_in_"] = state.reader.seen.feature_names
         return learned
 
-    def _read(self, X: Any, groups: Any, names: tuple[str, str] = ("X", "groups")) -> Table:
+    def _read(self, X: Any, groups: Any, covariates: Any, of: str = "") -> Table:
         """A table that the fitted estimator is asked about."""
         state = self._fitted()
-        table = state.reader.read(X, groups, names)
+        table = state.reader.read(X, groups, covariates, of)
         if groups is None and state.reader.group_column is None and state.reader.has_groups:
             warnings.warn(
                 f"{type(self).__name__} was fitted with groups and now got none, so each of these rows is "
@@ -770,18 +840,18 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
         return table
 
     def _known(self, context: Any) -> KnownGroups:
-        """What is known of groups: from the fit, and from the rows of context=(X, groups)."""
+        """What is known of groups: from the fit, and from the rows of `context`."""
         state = self._fitted()
         if context is None:
             return state.groups
-        if not isinstance(context, (tuple, list)) or len(context) != 2:
+        if not isinstance(context, (tuple, list)) or len(context) not in (2, 3):
             raise ValueError(
-                "context must be a pair (X, groups), rows and their labels; or None for what is known from "
-                "the fit"
+                "context must be a pair (X, groups), rows and their labels, or these and covariates; or None "
+                "for what is known from the fit"
             )
         if context[1] is None and state.reader.group_column is None:
             raise ValueError("context=(X, groups) has no groups; pass one label a row of it")
-        table = self._read(context[0], context[1], ("X of context", "groups of context"))
+        table = self._read(context[0], context[1], context[2] if len(context) > 2 else None, " of context")
         return state.groups.plus(known_from(state.model, table))
 
     def _known_of(self, table: Table, context: Any) -> KnownGroups | None:
@@ -839,7 +909,7 @@ def _translated(
         q_source = q_targets.take(source)
         stays = (batch.groups.expand(source) == moved_to)[:, None]
         q_v = inference.instance_posterior(model, batch, q_source)
-        moved = inference.translate(model, q_v, q_targets, moved_to)
+        moved = inference.translate(model, batch, q_v, q_targets, moved_to)
         if stays.any():
             moved = torch.where(stays, inference.reconstruct(model, batch, q_source), moved)
         means.append(moved)
@@ -855,10 +925,21 @@ def _translated(
 
 
 @torch.no_grad()
-def _decoded(state: FittedState, u: NDArray, v: NDArray) -> NDArray[np.float64]:
-    """Mean of rows with these codes, in the units of the table."""
-    codes = (torch.tensor(c, dtype=torch.float64, device=state.model.device) for c in (u, v))
-    return state.reader.in_units(state.model.decoder.mean(*codes).cpu().numpy())
+def _decoded(state: FittedState, u: NDArray, v: NDArray, design: NDArray | None) -> NDArray[np.float64]:
+    """Mean of rows with these codes and covariates, in the units of the table."""
+    parts = [u, v] if design is None else [u, v, design[:, 1:]]
+    on_device = (torch.tensor(part, dtype=torch.float64, device=state.model.device) for part in parts)
+    return state.reader.in_units(state.model.decoder.mean(*on_device).cpu().numpy())
+
+
+def _design(state: FittedState, covariates: Any, n_rows: int) -> NDArray[np.float64] | None:
+    """Design of rows that have no X."""
+    reader = state.reader.covariates
+    if reader is not None:
+        return reader.design_alone(covariates, n_rows)
+    if covariates is not None:
+        raise ValueError("covariates is given, but this GroupVAE was fitted without; leave it out")
+    return None
 
 
 def _is_prior(context: Any) -> bool:

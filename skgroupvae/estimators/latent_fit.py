@@ -29,7 +29,7 @@ from skgroupvae.estimators.fitting import (
     train_from_start,
 )
 from skgroupvae.estimators.known import known_from, with_table
-from skgroupvae.mixed_model.latent import fit_group_means, start_latent_model
+from skgroupvae.mixed_model.latent import count_told_codes, fit_group_means, start_latent_model
 from skgroupvae.mixed_model.linear import LinearMixedModel, log_likelihood
 from skgroupvae.model import inference
 from skgroupvae.model.decoders import LinearDecoder
@@ -47,8 +47,11 @@ from skgroupvae.training import (
 
 __all__ = ["fit_latent", "learn_more"]
 
-# More instance codes than this are an explicit choice.
-_MAX_AUTO_INSTANCE_CODES = 10
+# More codes of either kind than this are an explicit choice.
+_MAX_AUTO_CODES = 10
+# Group codes of a network beyond those that the means tell, for what spreads and shapes do; and those of a
+# formula, which no table can tell.
+_CODES_OF_SHAPE, _CODES_OF_FORMULA = 1, 2
 # Of a trial on groups held out: steps from one question to the next.
 _STEPS_BETWEEN = 40
 # Of trials, so that the choice depends on the table alone and not on `random_state`.
@@ -60,34 +63,39 @@ class _Job:
     """What one fit of a network needs beside its rows."""
 
     spec: LatentSpec
+    most_codes: int
     settings: TrainingSettings
     schedule: tuple[int | str, int | str]
     n_importance_samples: int
     seed: int
 
 
-def fit_latent(estimator: Any, X: Any, groups: Any) -> FittedState:
+def fit_latent(estimator: Any, X: Any, groups: Any, covariates: Any) -> FittedState:
     """Fitted state of a GroupVAE; the estimator stays as it is."""
     last = vars(estimator).get("_state") if estimator.warm_start else None
     if last is None:
-        reader, table = ObservationReader.learn(X, groups, estimator.group_column, type(estimator).__name__)
+        reader, table = ObservationReader.learn(
+            X, groups, covariates, estimator.group_column, type(estimator).__name__
+        )
     else:
-        reader, table = last.reader.again(X, groups, estimator.group_column)
+        reader, table = last.reader.again(X, groups, covariates, estimator.group_column)
     seeds = check_random_state(estimator.random_state)
     # Held-out groups have a seed of their own: they must not depend on the networks that are built.
     seed, split_seed = (int(seeds.randint(2**31 - 1)) for _ in range(2))
-    spec = _spec(estimator, reader)
-    mixed_model = fit_group_means(table.batch, spec.n_group_codes)
-    choice, spec = _choose(estimator, spec, table.batch)
+    # Where the last fit ended at the linear model there is no network to resume from.
+    resumed = None if last is None or last.spec.is_linear else last
+    mixed_model = fit_group_means(table.batch, _most_codes(estimator))
+    n_told = count_told_codes(mixed_model, table.batch)
+    spec = _spec(estimator, reader, n_told, None if resumed is None else resumed.spec)
+    choice = _choose(estimator, spec, table.batch)
     history: list[dict[str, float]] = []
-    if not spec.is_linear:
-        # Where the last fit ended at the linear model there is no network to resume from.
-        resumed = None if last is None or last.spec.is_linear else last.model
-        trained = _trained(estimator, spec, mixed_model, table.batch, (seed, split_seed), resumed, choice)
+    if choice.model == "network":
+        before = None if resumed is None else resumed.model
+        trained = _trained(estimator, spec, mixed_model, table.batch, (seed, split_seed), before, choice)
         model, history, choice = trained.model, trained.history, judged(trained, choice)
-        if choice.model == "linear":
-            spec, history = replace(spec, decoder="linear"), []
-    if spec.is_linear:
+    if choice.model == "linear":
+        n_codes = n_told if estimator.n_group_codes == "auto" else estimator.n_group_codes
+        spec, history = replace(spec, decoder="linear", n_group_codes=n_codes), []
         model = _started(spec, mixed_model, table.batch, seed)[0].to(resolve_device(estimator.device))
     known = _known(model, table)
     # A history without epochs has columns of objects otherwise.
@@ -95,16 +103,16 @@ def fit_latent(estimator: Any, X: Any, groups: Any) -> FittedState:
     return FittedState(reader, spec, model, known, epochs, mixed_model, choice)
 
 
-def learn_more(estimator: Any, X: Any, groups: Any) -> FittedState:
+def learn_more(estimator: Any, X: Any, groups: Any, covariates: Any) -> FittedState:
     """Fitted state after one pass over more rows; those of a linear model only add to their groups."""
     state = estimator._fitted()
-    reader, table = state.reader.again(X, groups, estimator.group_column)
+    reader, table = state.reader.again(X, groups, covariates, estimator.group_column)
     model, history = state.model, state.history
     if not state.spec.is_linear:
         n_before = len(history)
         seed = int(check_random_state(estimator.random_state).randint(2**31 - 1)) + n_before
         generator = torch.Generator().manual_seed(seed)
-        model = resume(state.model, _spec(estimator, reader, state.spec).build(generator))
+        model = resume(state.model, _spec(estimator, reader, 0, state.spec).build(generator))
         # What is stored of the earlier rows is what this part made of them.
         model.group_encoder.freeze(model.decoder)
         settings = _settings(
@@ -121,21 +129,51 @@ def learn_more(estimator: Any, X: Any, groups: Any) -> FittedState:
     return state.replaced(reader=reader, model=model, history=history, groups=groups)
 
 
-def _spec(estimator: Any, reader: ObservationReader, fitted: LatentSpec | None = None) -> LatentSpec:
-    """What the parameters ask for; "auto" is the network until it is known not to pay."""
+def _most_codes(estimator: Any) -> int:
+    """Of a group, in the linear mixed model."""
+    return _MAX_AUTO_CODES if estimator.n_group_codes == "auto" else int(estimator.n_group_codes)
+
+
+def _spec(
+    estimator: Any, reader: ObservationReader, n_told: int, fitted: LatentSpec | None = None
+) -> LatentSpec:
+    """What the parameters ask for; "auto" is the network until it is known not to pay.
+
+    Parameters
+    ----------
+    estimator : GroupVAE
+    reader : ObservationReader
+    n_told : int
+        Group codes that means tell.
+    fitted : LatentSpec, optional
+        Of the network that the fit is to resume from.
+    """
     noise = check_noise_scale(estimator.noise_scale, reader.scale)
     is_auto = isinstance(estimator.decoder, str) and estimator.decoder == "auto"
+    n_group_codes, n_instance_codes = estimator.n_group_codes, estimator.n_instance_codes
+    if n_group_codes == "auto" and fitted is not None:
+        n_group_codes = fitted.n_group_codes
+    elif n_group_codes == "auto":
+        is_named = isinstance(estimator.decoder, str)
+        n_formula = getattr(estimator.decoder, "n_group_codes", _CODES_OF_FORMULA)
+        n_group_codes = n_told + _CODES_OF_SHAPE if is_named else n_formula
+    if n_instance_codes == "auto":
+        n_columns = min(len(reader.columns), _MAX_AUTO_CODES)
+        n_instance_codes = getattr(estimator.decoder, "n_instance_codes", n_columns)
+    design = None if reader.covariates is None else reader.covariates.design
     return LatentSpec(
         estimator.group_encoder,
         estimator.instance_encoder,
         estimator.regularizer,
         ("mlp" if fitted is None else fitted.decoder) if is_auto else estimator.decoder,
-        estimator.n_group_codes,
-        estimator.n_instance_codes or min(len(reader.columns), _MAX_AUTO_INSTANCE_CODES),
+        n_group_codes,
+        n_instance_codes,
         check_hidden_sizes(estimator.hidden_sizes),
         tuple(reader.center.tolist()),
         tuple(reader.scale.tolist()),
         None if noise is None else tuple(noise.tolist()),
+        () if design is None else tuple(design.center[1:].tolist()),
+        () if design is None else tuple(design.scale[1:].tolist()),
     )
 
 
@@ -263,26 +301,27 @@ def _known(model: LatentModel, table: Table) -> KnownGroups:
 # --- the choice between the linear model and the network
 
 
-def _choose(estimator: Any, spec: LatentSpec, batch: Batch) -> tuple[Choice, LatentSpec]:
-    """Which model the fit is to end at, and its spec."""
+def _choose(estimator: Any, spec: LatentSpec, batch: Batch) -> Choice:
+    """Which model the fit is to end at."""
     if spec.is_linear:
-        return Choice("linear", 'decoder="linear"'), spec
+        return Choice("linear", 'decoder="linear"')
     if not (isinstance(estimator.decoder, str) and estimator.decoder == "auto"):
         named = f'decoder="{estimator.decoder}"' if isinstance(estimator.decoder, str) else "decoder of yours"
-        return Choice("network", named), spec
+        return Choice("network", named)
     sizes = batch.groups.sizes
     schedule = (estimator.max_epochs, estimator.batch_size)
     settings = replace(_settings(estimator, len(sizes)), early_stopping=False)
-    job = _Job(spec, settings, schedule, estimator.n_importance_samples, _TRIAL_SEED)
-    choice = choose_model(partial(_trial, job, batch), sizes, _TRIAL_SEED, estimator.n_jobs)
-    return choice, spec if choice.model == "network" else replace(spec, decoder="linear")
+    n_samples = estimator.n_importance_samples
+    job = _Job(spec, _most_codes(estimator), settings, schedule, n_samples, _TRIAL_SEED)
+    return choose_model(partial(_trial, job, batch), sizes, _TRIAL_SEED, estimator.n_jobs)
 
 
 def _trial(job: _Job, batch: Batch, learned_groups: Tensor, held_out_groups: Tensor) -> Trial:
     """Whether a network makes groups held out likelier than the linear model, from the others."""
     learned, held_out = batch.take_groups(learned_groups), batch.take_groups(held_out_groups)
-    mixed_model = fit_group_means(learned, job.spec.n_group_codes)
-    linear = _started(replace(job.spec, decoder="linear"), mixed_model, learned, job.seed)[0]
+    mixed_model = fit_group_means(learned, job.most_codes)
+    linear_spec = replace(job.spec, decoder="linear", n_group_codes=job.most_codes)
+    linear = _started(linear_spec, mixed_model, learned, job.seed)[0]
     of_linear = _log_likelihoods(linear, held_out, 1)
     model, generator = _started(job.spec, mixed_model, learned, job.seed)
 

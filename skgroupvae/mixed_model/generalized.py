@@ -186,6 +186,7 @@ def _scaled(fitted: LinearMixedModel, factors: Tensor, shifts: Tensor) -> Linear
     shape = shape_of(fitted)
     slopes = torch.ones_like(fitted.parameters)
     slopes[shape.n_loadings :] = torch.where(shape.on_diagonal, 1.0, factors[shape.residual_entries[0]])
+    assert fitted.parameters_covariance is not None
     return replace(
         fitted,
         fixed=fixed,

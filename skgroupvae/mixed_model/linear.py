@@ -73,8 +73,9 @@ class LinearMixedModel:
         ``kron(residual, eye(Q))⁻¹ @ loadings``, then the lower triangle by rows of `residual` with the
         logarithms of its diagonal. If the residual is diagonal, its D logarithms only. See
         :func:`factors_of` and :func:`parameters_of`.
-    parameters_covariance : Tensor of shape (T, T)
-        Inverse of the observed information about the parameters, the fixed effects profiled out.
+    parameters_covariance : Tensor of shape (T, T) or None
+        Inverse of the observed information about the parameters, the fixed effects profiled out; None where
+        the fit was told not to look for it.
     terms : tuple of RandomTerm
     method : {"ml", "reml"}
     converged : bool
@@ -88,7 +89,7 @@ class LinearMixedModel:
     log_likelihood: float
     effects: tuple[Tensor, ...]
     parameters: Tensor
-    parameters_covariance: Tensor
+    parameters_covariance: Tensor | None
     terms: tuple[RandomTerm, ...]
     method: str
     converged: bool
@@ -103,6 +104,7 @@ def fit_linear_mixed_model(
     extra_variance: Tensor | None = None,
     residual: Literal["full", "diagonal"] = "full",
     rank: int | None = None,
+    information: bool = True,
 ) -> LinearMixedModel:
     """Fit by maximum likelihood or restricted maximum likelihood.
 
@@ -123,6 +125,8 @@ def fit_linear_mixed_model(
         Whether the outcomes' residuals are correlated.
     rank : int, optional
         Columns of the loadings; None takes D * Q, which leaves Psi free.
+    information : bool
+        Whether to look for `parameters_covariance`, which takes two evaluations a parameter.
 
     Returns
     -------
@@ -142,7 +146,7 @@ def fit_linear_mixed_model(
         rows = rows_of(batch, terms[0], precisions)
         problem = standardize(rows, extra_variance, shape, method == "reml")
         parameters, converged = maximize(problem)
-        model = _model(problem, parameters, terms[0])
+        model = _model(problem, parameters, terms[0], information)
         return replace(model, method=method, converged=converged)
 
 
@@ -223,7 +227,7 @@ def log_likelihood(model: LinearMixedModel, batch: Batch) -> float:
 # --- the model in the units of the table ---
 
 
-def _model(problem: Problem, parameters: Tensor, term: RandomTerm) -> LinearMixedModel:
+def _model(problem: Problem, parameters: Tensor, term: RandomTerm, has_information: bool) -> LinearMixedModel:
     """The model at the parameters of the search; its method and convergence are told by the caller."""
     shape, units = problem.shape, problem.units
     criterion, _ = problem.evaluate(parameters, 1.0)
@@ -237,9 +241,11 @@ def _model(problem: Problem, parameters: Tensor, term: RandomTerm) -> LinearMixe
     ratio, relative = shape.unpack(parameters)
     ratio = ratio / problem.design_units[list(term.columns)].repeat(n_outcomes)[:, None]
     factor = units @ problem.base @ relative
-    jacobian = _jacobian(problem, relative, factor, list(term.columns))
-    information = _information(problem, parameters).nan_to_num(0.0, 0.0, 0.0)
-    inverse = torch.linalg.pinv(information, hermitian=True)
+    parameters_covariance = None
+    if has_information:
+        jacobian = _jacobian(problem, relative, factor, list(term.columns))
+        information = _information(problem, parameters).nan_to_num(0.0, 0.0, 0.0)
+        parameters_covariance = jacobian @ torch.linalg.pinv(information, hermitian=True) @ jacobian.mT
     return LinearMixedModel(
         fixed=fixed,
         fixed_covariance=by_units @ covariance @ by_units.mT,
@@ -248,7 +254,7 @@ def _model(problem: Problem, parameters: Tensor, term: RandomTerm) -> LinearMixe
         log_likelihood=problem.constant - 0.5 * criterion.value,
         effects=(_effects(problem, parameters, criterion.fixed) @ random_units.mT,),
         parameters=shape.pack(ratio, factor),
-        parameters_covariance=jacobian @ inverse @ jacobian.mT,
+        parameters_covariance=parameters_covariance,
         terms=(term,),
         method="ml",
         converged=False,

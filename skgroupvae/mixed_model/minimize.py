@@ -74,8 +74,11 @@ def minimize(
         if curvature > 0:
             if fresh:
                 inverse, fresh = identity * (curvature / float(change @ change)), False
-            project = identity - torch.outer(step, change) / curvature
-            inverse = project @ inverse @ project.mT + torch.outer(step, step) / curvature
+            # Two vectors' worth of change, in as many operations as the matrix has entries.
+            moved = inverse @ change
+            along = torch.outer(moved, step) / curvature
+            length = (1.0 + float(change @ moved) / curvature) / curvature
+            inverse = inverse - along - along.mT + length * torch.outer(step, step)
     return point, gradient, inverse
 
 

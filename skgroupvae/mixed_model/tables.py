@@ -165,5 +165,6 @@ class MixedModelTables:
         """Value at the estimate and standard error by the delta method."""
         parameters = self.fitted.parameters
         jacobian = torch.autograd.functional.jacobian(function, parameters)
+        assert self.fitted.parameters_covariance is not None
         variance = ((jacobian @ self.fitted.parameters_covariance) * jacobian).sum(-1)
         return function(parameters).numpy(), variance.clamp(min=0.0).sqrt().numpy()

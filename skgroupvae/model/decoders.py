@@ -91,25 +91,29 @@ class CodeDecoder(Decoder):
         Number D of columns.
     n_group_codes, n_instance_codes : int
         Numbers U and V of codes.
+    n_covariates : int, default=0
+        Number C of columns of the design beside the constant.
     """
 
     # From the spread of the whole table the noise has far to go: at the common rate it is still on its way
     # when the fit ends.
     noise_rate_factor = 10.0
 
-    def __init__(self, n_features: int, n_group_codes: int, n_instance_codes: int) -> None:
+    def __init__(
+        self, n_features: int, n_group_codes: int, n_instance_codes: int, n_covariates: int = 0
+    ) -> None:
         super().__init__(Likelihood([NormalFamily()], n_features), n_group_codes, n_instance_codes)
-        self.n_features = n_features
+        self.n_features, self.n_covariates = n_features, n_covariates
         # The scale starts at the spread of the whole table: from a narrow start the fit does not recover.
         self.log_noise = nn.Parameter(torch.zeros(n_features, dtype=torch.float32))
 
     @abstractmethod
-    def mean(self, u: Tensor, v: Tensor) -> Tensor:
-        """Mean of x: (*, U), (*, V) -> (*, D), in standardized units."""
+    def mean(self, u: Tensor, v: Tensor, covariates: Tensor | None = None) -> Tensor:
+        """Mean of x in standardized units: (*, U), (*, V) and, where there are any, (N, C) -> (*, D)."""
 
     def forward(self, design: Tensor, u: Tensor, v: Tensor | None = None) -> Tensor:
         assert v is not None
-        mean = self.mean(u, v)
+        mean = self.mean(u, v, design[:, 1:] if self.n_covariates else None)
         return torch.stack([mean, self.log_noise.expand_as(mean)], dim=-1)
 
     @property
@@ -128,10 +132,14 @@ class CodeDecoder(Decoder):
         expected = (3, self.n_features)
         sizes = (self.n_group_codes, self.n_instance_codes)
         arguments = f"u of shape (3, {sizes[0]}) and v of shape (3, {sizes[1]})"
+        covariates = None
+        if self.n_covariates:
+            covariates = torch.zeros(3, self.n_covariates, dtype=torch.float32)
+            arguments += f" and covariates of shape (3, {self.n_covariates})"
         try:
             with torch.enable_grad():
                 u, v = (torch.zeros(3, n, dtype=torch.float32, requires_grad=True) for n in sizes)
-                value = self._unscaled(u, v)
+                value = self._unscaled(u, v, covariates)
         except Exception as error:
             reason = " ".join(str(error).split())
             raise ValueError(
@@ -145,21 +153,23 @@ class CodeDecoder(Decoder):
                 "one column a column of X"
             )
 
-    def _unscaled(self, u: Tensor, v: Tensor) -> Tensor:
+    def _unscaled(self, u: Tensor, v: Tensor, covariates: Tensor | None) -> Tensor:
         """What `check` looks at: the mean before any scaling that could hide its shape."""
-        return self.mean(u, v)
+        return self.mean(u, v, covariates)
 
     def fix_noise(self, noise: Tensor) -> None:
         """Set the noise standard deviation (D,), in standardized units, and stop learning it."""
         self.log_noise = nn.Parameter(noise.log(), requires_grad=False)
 
-    def start_at(self, loadings: Tensor, within: Tensor, *, is_wide: bool = False) -> None:
+    def start_at(self, fixed: Tensor, loadings: Tensor, within: Tensor, *, is_wide: bool = False) -> None:
         """Start at a linear mixed model.
 
         A decoder that cannot use it starts where its constructor left it.
 
         Parameters
         ----------
+        fixed : Tensor of shape (1 + C, D)
+            Mean of x where u and the covariates are 0, and effects of the covariates.
         loadings : Tensor of shape (D, U)
             Of u.
         within : Tensor of shape (D, D)
@@ -172,29 +182,32 @@ class CodeDecoder(Decoder):
     def rate_factors(self) -> list[tuple[nn.Parameter, float]]:
         return [(self.log_noise, self.noise_rate_factor)]
 
-    def linearize(self, u: Tensor) -> tuple[Tensor, Tensor]:
+    def linearize(self, u: Tensor, covariates: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Best straight line in v through the decoder at v = -1, +1: the mean as ``center + slope v``.
 
         Parameters
         ----------
-        u : Tensor of shape (G, U)
-            Group codes.
+        u : Tensor of shape (n, U)
+            Codes of groups or, with covariates, of the group of each row.
+        covariates : Tensor of shape (n, C) or None
+            Of each row.
 
         Returns
         -------
-        center : Tensor of shape (G, D)
-        slope : Tensor of shape (G, D, V)
+        center : Tensor of shape (n, D)
+        slope : Tensor of shape (n, D, V)
         """
-        n_groups, n_codes = u.shape[0], self.n_instance_codes
+        n_codes = self.n_instance_codes
         axes = torch.eye(n_codes, dtype=u.dtype, device=u.device)
-        points = torch.cat([axes, -axes])[:, None].expand(-1, n_groups, -1)
-        means = self.mean(u.expand(2 * n_codes, -1, -1), points)
+        points = torch.cat([axes, -axes])[:, None].expand(-1, len(u), -1)
+        codes = u.expand(2 * n_codes, -1, -1)
+        means = self.mean(codes, points, covariates)
         up, down = means[:n_codes], means[n_codes:]
         return means.mean(0), 0.5 * (up - down).permute(1, 2, 0)
 
 
 class LinearDecoder(CodeDecoder):
-    """Mean linear in both codes, ``b + W_u u + W_v v``: a linear mixed model (grouped factor analysis)."""
+    """Mean linear in the codes and covariates, ``b + B c + W_u u + W_v v``: a linear mixed model."""
 
     # The noise starts where it belongs. A larger rate would only let it wander where the data cannot tell it
     # from the instance code.
@@ -210,19 +223,26 @@ class LinearDecoder(CodeDecoder):
         n_instance_codes: int,
         hidden: Sequence[int],
         generator: torch.Generator,
+        n_covariates: int = 0,
     ) -> None:
-        super().__init__(n_features, n_group_codes, n_instance_codes)
+        super().__init__(n_features, n_group_codes, n_instance_codes, n_covariates)
         self.group_loadings = linear(n_group_codes, n_features, generator)
         self.instance_loadings = linear(n_instance_codes, n_features, generator, bias=False)
+        self.covariate_loadings: nn.Linear | None = None
+        if n_covariates:
+            self.covariate_loadings = linear(n_covariates, n_features, generator, bias=False)
         self.register_buffer("start_log_noise", self.log_noise.detach().clone())
 
-    def mean(self, u: Tensor, v: Tensor) -> Tensor:
-        return self.group_loadings(u) + self.instance_loadings(v)
+    def mean(self, u: Tensor, v: Tensor, covariates: Tensor | None = None) -> Tensor:
+        mean = self.group_loadings(u) + self.instance_loadings(v)
+        return mean if self.covariate_loadings is None else mean + self.covariate_loadings(covariates)
 
     @torch.no_grad()
-    def start_at(self, loadings: Tensor, within: Tensor, *, is_wide: bool = False) -> None:
-        self.group_loadings.bias.zero_()
+    def start_at(self, fixed: Tensor, loadings: Tensor, within: Tensor, *, is_wide: bool = False) -> None:
+        self.group_loadings.bias.copy_(fixed[0])
         self.group_loadings.weight.copy_(loadings)
+        if self.covariate_loadings is not None:
+            self.covariate_loadings.weight.copy_(fixed[1:].mT)
         within = within.double()
         variances = within.diagonal().clamp(min=self.min_start_variance)
         if not self.log_noise.requires_grad:
@@ -253,16 +273,19 @@ class LinearDecoder(CodeDecoder):
         slopes = self.instance_loadings.weight.double()
         covariance = slopes @ slopes.mT + self.noise_scale.double().square().diag()
         precision = torch.linalg.inv(covariance)
-        residual = batch.values - self.group_loadings.bias
+        mean = self.group_loadings.bias.expand_as(batch.values)
+        if self.covariate_loadings is not None:
+            mean = mean + self.covariate_loadings(batch.covariates)
+        residual = batch.values - mean
         score = residual @ precision.to(residual)
         information = precision.to(residual).expand(batch.n_rows, -1, -1)
         scale = (0.5 * covariance.diagonal().log()).to(residual).expand_as(residual)
-        eta = torch.stack([self.group_loadings.bias.expand_as(residual), scale], dim=-1)
+        eta = torch.stack([mean, scale], dim=-1)
         return score, information, self.group_loadings.weight.expand(batch.n_rows, -1, -1), eta
 
 
 class MLPDecoder(LinearDecoder):
-    """Mean by a multilayer perceptron on (u, v) added to a linear one.
+    """Mean by a multilayer perceptron on u, v and the covariates added to a linear one.
 
     The network starts at zero, so the fit starts at the linear mixed model and learns what deviates from it.
     """
@@ -277,30 +300,39 @@ class MLPDecoder(LinearDecoder):
         n_instance_codes: int,
         hidden: Sequence[int],
         generator: torch.Generator,
+        n_covariates: int = 0,
     ) -> None:
-        super().__init__(n_features, n_group_codes, n_instance_codes, hidden, generator)
-        n_codes = n_group_codes + n_instance_codes
-        self.network = mlp(n_codes, hidden, n_features, generator, zero_last=True)
+        super().__init__(n_features, n_group_codes, n_instance_codes, hidden, generator, n_covariates)
+        n_inputs = n_group_codes + n_instance_codes + n_covariates
+        self.network = mlp(n_inputs, hidden, n_features, generator, zero_last=True)
 
-    def mean(self, u: Tensor, v: Tensor) -> Tensor:
-        return super().mean(u, v) + self.network(torch.cat([u, v], dim=-1))
+    def mean(self, u: Tensor, v: Tensor, covariates: Tensor | None = None) -> Tensor:
+        inputs = [u, v]
+        if covariates is not None:
+            inputs.append(covariates.expand(*v.shape[:-1], -1))
+        return super().mean(u, v, covariates) + self.network(torch.cat(inputs, dim=-1))
 
 
 class FormulaDecoder(CodeDecoder):
-    """Mean by the user's own formula, a callable or Module taking (u, v) in the units of X.
+    """Mean by the user's own formula in the units of X, a callable or Module.
 
     Parameters
     ----------
     formula : callable
-        Maps u (*, U) and v (*, V) to the mean of a row, (*, D). A Module's parameters are learned.
+        Maps u (n, U) and v (n, V) to the mean of a row, (n, D); with covariates it has them (n, C) as a third
+        argument, in their own units. A Module's parameters are learned.
     n_features, n_group_codes, n_instance_codes : int
         Numbers D of columns, U of group codes and V of instance codes.
     center, scale : Tensor of shape (D,)
         What standardized each column of X.
+    covariate_center, covariate_scale : Tensor of shape (C,)
+        What standardized the covariates.
     """
 
     center: Tensor
     scale: Tensor
+    covariate_center: Tensor
+    covariate_scale: Tensor
 
     def __init__(
         self,
@@ -310,22 +342,32 @@ class FormulaDecoder(CodeDecoder):
         n_instance_codes: int,
         center: Tensor,
         scale: Tensor,
+        covariate_center: Tensor,
+        covariate_scale: Tensor,
     ) -> None:
-        super().__init__(n_features, n_group_codes, n_instance_codes)
+        super().__init__(n_features, n_group_codes, n_instance_codes, len(covariate_center))
         self.formula = formula
         self.single_precision = False
         self.register_buffer("center", center)
         self.register_buffer("scale", scale)
+        self.register_buffer("covariate_center", covariate_center)
+        self.register_buffer("covariate_scale", covariate_scale)
 
-    def mean(self, u: Tensor, v: Tensor) -> Tensor:
+    def mean(self, u: Tensor, v: Tensor, covariates: Tensor | None = None) -> Tensor:
         # The formula always sees two-dimensional codes, so that u[:, 0] and u[..., 0] both work.
         leading = v.shape[:-1]
-        value = self._unscaled(u.reshape(-1, u.shape[-1]), v.reshape(-1, v.shape[-1]))
+        if covariates is not None:
+            in_units = covariates * self.covariate_scale + self.covariate_center
+            covariates = in_units.expand(*leading, -1).reshape(-1, self.n_covariates)
+        value = self._unscaled(u.reshape(-1, u.shape[-1]), v.reshape(-1, v.shape[-1]), covariates)
         standardized = (value.to(v.dtype) - self.center) / self.scale
         return standardized.reshape(*leading, self.n_features)
 
-    def _unscaled(self, u: Tensor, v: Tensor) -> Tensor:
-        return self.formula(u.float(), v.float()) if self.single_precision else self.formula(u, v)
+    def _unscaled(self, u: Tensor, v: Tensor, covariates: Tensor | None) -> Tensor:
+        arguments = [u, v] if covariates is None else [u, v, covariates]
+        if self.single_precision:
+            arguments = [part.float() for part in arguments]
+        return self.formula(*arguments)
 
     def check(self) -> None:
         super().check()
@@ -333,8 +375,8 @@ class FormulaDecoder(CodeDecoder):
             return  # its parameters and buffers follow the precision of the model
         try:
             with torch.no_grad():
-                sizes = (self.n_group_codes, self.n_instance_codes)
-                self.formula(*(torch.zeros(3, n, dtype=torch.float64) for n in sizes))
+                sizes = (self.n_group_codes, self.n_instance_codes, self.n_covariates)
+                self.formula(*(torch.zeros(3, n, dtype=torch.float64) for n in sizes[: 2 + (sizes[2] > 0)]))
         except Exception:
             # It holds float32 tensors of its own, which do not mix with float64 in a matrix product.
             self.single_precision = True

@@ -63,6 +63,8 @@ class GroupEncoder(nn.Module, ABC):
     def start_at(self, loadings: Tensor, within: Tensor, center: Tensor) -> None:
         """Start at a linear mixed model: rows of a group have the mean ``center + loadings @ u``.
 
+        Rows as networks see them have their covariates' effects subtracted.
+
         An encoder that cannot use it starts where its constructor left it.
 
         Parameters
@@ -104,7 +106,7 @@ class DeepSetsEncoder(RowEncoder):
 
     Attributes
     ----------
-    gain : Parameter of shape (U, D)
+    gain : Parameter of shape (U, F)
         What a unit of a row's distance from `center` adds to ``precision * mean`` of u.
     log_information : Tensor of shape (U,)
         Logarithm of what a row adds to the precision.
@@ -139,8 +141,10 @@ class DeepSetsEncoder(RowEncoder):
     def start_at(self, loadings: Tensor, within: Tensor, center: Tensor) -> None:
         gain = loadings.mT @ precision_matrix(within)
         information = (gain * loadings.mT).sum(1)
-        self.center.copy_(center)
-        self.gain.copy_(gain)
+        # Columns beside the values are covariates.
+        self.center[: len(center)] = center
+        self.gain.zero_()
+        self.gain[:, : len(center)] = gain.to(self.gain)
         self.reference.copy_(information)
         # What means do not tell may still be told by spreads and shapes.
         is_told = information > _LEAST_INFORMATION

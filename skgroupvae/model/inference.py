@@ -50,13 +50,17 @@ def reconstruct(model: LatentModel, batch: Batch, q_u: Posterior) -> Tensor:
         q_v = model.instance_posterior(batch, u)
         by_row = batch.groups.expand(u)
         for v, weight_v in cubature_points(q_v):
-            mean += weight_u * weight_v * model.decoder.mean(by_row, v)
+            mean += weight_u * weight_v * model.decoder.mean(by_row, v, batch.covariates)
     return mean
 
 
 @torch.no_grad()
 def translate(
-    model: LatentModel, q_v: DiagonalNormal, q_u: DiagonalNormal | FullNormal, positions: Tensor
+    model: LatentModel,
+    batch: Batch,
+    q_v: DiagonalNormal,
+    q_u: DiagonalNormal | FullNormal,
+    positions: Tensor,
 ) -> Tensor:
     """Posterior mean of rows with their own v and the u of another group, independent of it: (N, D).
 
@@ -64,6 +68,8 @@ def translate(
     ----------
     model : LatentModel
         Fitted model.
+    batch : Batch
+        The rows.
     q_v : DiagonalNormal over (N, V)
         Instance codes, from the source groups.
     q_u : DiagonalNormal or FullNormal over (G, U)
@@ -77,7 +83,8 @@ def translate(
     )
     for noise, weight in cubature_points(standard):
         noise_u, noise_v = noise.to(q_v.loc).split([q_u.loc.shape[-1], q_v.loc.shape[-1]], dim=-1)
-        mean = mean + weight * model.decoder.mean(q_u.from_noise(noise_u)[positions], q_v.from_noise(noise_v))
+        u, v = q_u.from_noise(noise_u)[positions], q_v.from_noise(noise_v)
+        mean = mean + weight * model.decoder.mean(u, v, batch.covariates)
     return mean
 
 
@@ -117,7 +124,7 @@ def translated_draws(
         u = q_source.from_noise(source)
         q_v = model.instance_posterior(batch, u)
         moved = torch.where(stays[:, None], batch.groups.expand(u), q_target.from_noise(target)[positions])
-        draws.append(model.decoder.mean(moved, q_v.from_noise(own)))
+        draws.append(model.decoder.mean(moved, q_v.from_noise(own), batch.covariates))
     return torch.stack(draws)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from skgroupvae.batch import Segments
+from skgroupvae.batch import Batch
 from skgroupvae.model.decoders import CodeDecoder
 from skgroupvae.model.nn import mlp
 from skgroupvae.model.posteriors import DiagonalNormal, FullNormal, precision_factor
@@ -37,9 +37,20 @@ class InstanceEncoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, x: Tensor, u: Tensor, segments: Segments, decoder: CodeDecoder
+        self, x: Tensor, batch: Batch, u: Tensor, decoder: CodeDecoder
     ) -> DiagonalNormal | FullNormal:
-        """q(v) of each row: x (N, D) and u (G, U) -> normals over (N, V)."""
+        """q(v) of each row, normals over (N, V).
+
+        Parameters
+        ----------
+        x : Tensor of shape (N, F)
+            Rows as networks see them: values and covariates.
+        batch : Batch
+            The rows themselves.
+        u : Tensor of shape (G, U)
+            Codes of their groups.
+        decoder : CodeDecoder
+        """
 
 
 class UnconditionalEncoder(InstanceEncoder):
@@ -56,7 +67,7 @@ class UnconditionalEncoder(InstanceEncoder):
         super().__init__()
         self.network = mlp(n_features, hidden, 2 * n_instance_codes, generator)
 
-    def forward(self, x: Tensor, u: Tensor, segments: Segments, decoder: CodeDecoder) -> DiagonalNormal:
+    def forward(self, x: Tensor, batch: Batch, u: Tensor, decoder: CodeDecoder) -> DiagonalNormal:
         return DiagonalNormal.from_log_scale(*self.network(x).chunk(2, dim=-1))
 
 
@@ -74,8 +85,8 @@ class ConditionalNetworkEncoder(InstanceEncoder):
         super().__init__()
         self.network = mlp(n_features + n_group_codes, hidden, 2 * n_instance_codes, generator)
 
-    def forward(self, x: Tensor, u: Tensor, segments: Segments, decoder: CodeDecoder) -> DiagonalNormal:
-        loc, log_scale = self.network(torch.cat([x, segments.expand(u)], dim=-1)).chunk(2, dim=-1)
+    def forward(self, x: Tensor, batch: Batch, u: Tensor, decoder: CodeDecoder) -> DiagonalNormal:
+        loc, log_scale = self.network(torch.cat([x, batch.groups.expand(u)], dim=-1)).chunk(2, dim=-1)
         return DiagonalNormal.from_log_scale(loc, log_scale)
 
 
@@ -102,9 +113,9 @@ class ConditionalEncoder(InstanceEncoder):
         n_inputs = n_features + n_group_codes + n_instance_codes
         self.network = mlp(n_inputs, hidden, 2 * n_instance_codes, generator, zero_last=True)
 
-    def forward(self, x: Tensor, u: Tensor, segments: Segments, decoder: CodeDecoder) -> DiagonalNormal:
-        start = linearized_posterior(x, u, segments, decoder)
-        inputs = torch.cat([x, segments.expand(u), start.loc], dim=-1)
+    def forward(self, x: Tensor, batch: Batch, u: Tensor, decoder: CodeDecoder) -> DiagonalNormal:
+        start = linearized_posterior(batch, u, decoder)
+        inputs = torch.cat([x, batch.groups.expand(u), start.loc], dim=-1)
         shift, log_stretch = self.network(inputs).chunk(2, dim=-1)
         return DiagonalNormal.from_log_scale(start.loc + start.scale * shift, start.scale.log() + log_stretch)
 
@@ -114,17 +125,19 @@ class ExactEncoder(InstanceEncoder):
 
     follows_decoder = True
 
-    def forward(self, x: Tensor, u: Tensor, segments: Segments, decoder: CodeDecoder) -> FullNormal:
-        center, slope = decoder.linearize(u)
-        gain, factor = _gain(slope, decoder.noise_scale)
-        loc = (segments.expand(gain.to(x.dtype)) @ (x - segments.expand(center))[..., None])[..., 0]
+    def forward(self, x: Tensor, batch: Batch, u: Tensor, decoder: CodeDecoder) -> FullNormal:
+        # Of a linear decoder the slope is the same everywhere.
+        gain, factor = _gain(decoder.linearize(u[:1], _first(batch.covariates))[1], decoder.noise_scale)
+        origin = torch.zeros(batch.n_rows, decoder.n_instance_codes, dtype=u.dtype, device=u.device)
+        residual = batch.values - decoder.mean(batch.groups.expand(u), origin, batch.covariates)
+        loc = residual @ gain[0].to(residual).mT
         identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
         root = torch.linalg.solve_triangular(factor.mT, identity.expand_as(factor), upper=True)
         log_det = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return FullNormal(loc, segments.expand(root.to(x.dtype)), segments.expand(log_det.to(x.dtype)))
+        return FullNormal(loc, root.to(loc).expand(len(loc), -1, -1), log_det.to(loc).expand(len(loc)))
 
 
-def linearized_posterior(x: Tensor, u: Tensor, segments: Segments, decoder: CodeDecoder) -> DiagonalNormal:
+def linearized_posterior(batch: Batch, u: Tensor, decoder: CodeDecoder) -> DiagonalNormal:
     """Posterior of v under the decoder's straight line in v, x = c(u) + J(u) v + noise.
 
     The means are exact for a decoder linear in v. The scales are those of the best normal with independent
@@ -132,12 +145,10 @@ def linearized_posterior(x: Tensor, u: Tensor, segments: Segments, decoder: Code
 
     Parameters
     ----------
-    x : Tensor of shape (N, D)
-        Rows.
+    batch : Batch
+        Rows and their groups.
     u : Tensor of shape (G, U)
         Group codes.
-    segments : Segments
-        The group of each row.
     decoder : CodeDecoder
         Gives c, J and the noise.
 
@@ -145,12 +156,22 @@ def linearized_posterior(x: Tensor, u: Tensor, segments: Segments, decoder: Code
     -------
     posterior : DiagonalNormal over (N, V)
     """
+    if batch.covariates is not None:
+        # The line is another one for each row.
+        center, slope = decoder.linearize(batch.groups.expand(u), batch.covariates)
+        gain, factor = _gain(slope, decoder.noise_scale)
+        loc = (gain.to(center) * (batch.values - center)[:, None, :]).sum(-1)
+        return DiagonalNormal(loc, factor.square().sum(-1).rsqrt().to(loc))
     center, slope = decoder.linearize(u)
     gain, factor = _gain(slope, decoder.noise_scale)
-    residual = x - segments.expand(center)
-    loc = (segments.expand(gain.to(x.dtype)) * residual[:, None, :]).sum(-1)
-    scale = factor.square().sum(-1).rsqrt().to(x.dtype)
-    return DiagonalNormal(loc, segments.expand(scale))
+    groups, residual = batch.groups, batch.values - batch.groups.expand(center)
+    loc = (groups.expand(gain.to(residual)) * residual[:, None, :]).sum(-1)
+    scale = factor.square().sum(-1).rsqrt().to(residual)
+    return DiagonalNormal(loc, groups.expand(scale))
+
+
+def _first(covariates: Tensor | None) -> Tensor | None:
+    return None if covariates is None else covariates[:1]
 
 
 def _gain(slope: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -177,7 +177,15 @@ class Model(nn.Module, ABC):
 
 
 class LatentModel(Model):
-    """Instance codes v with a posterior of their own: p(x given u, v), q(v given x, u)."""
+    """Instance codes v with a posterior of their own: p(x given u, v), q(v given x, u).
+
+    Attributes
+    ----------
+    covariate_effects : Tensor of shape (C, D)
+        Of the linear mixed model that the fit started at.
+    """
+
+    covariate_effects: Tensor
 
     def __init__(
         self,
@@ -189,6 +197,14 @@ class LatentModel(Model):
         super().__init__(group_encoder, decoder, regularizer)
         self.instance_encoder = instance_encoder
         self.decoder: CodeDecoder = decoder
+        effects = torch.zeros(decoder.n_covariates, decoder.n_features, dtype=torch.float32)
+        self.register_buffer("covariate_effects", effects)
+
+    def inputs(self, batch: Batch) -> Tensor:
+        # What covariates explain tells nothing of u.
+        if batch.covariates is None:
+            return batch.values
+        return torch.cat([batch.values - batch.covariates @ self.covariate_effects, batch.covariates], dim=-1)
 
     def is_exact(self, q_u: Posterior) -> bool:
         """Whether q(u) and q(v given u) are the posteriors themselves, as those of a linear model are."""
@@ -198,11 +214,9 @@ class LatentModel(Model):
         # The exact posterior has no mirror image.
         return q_u if self.is_exact(q_u) else MirroredNormal(q_u, n_samples)
 
-    def instance_posterior(
-        self, batch: Batch, u: Tensor, groups: Segments | None = None
-    ) -> DiagonalNormal | FullNormal:
+    def instance_posterior(self, batch: Batch, u: Tensor) -> DiagonalNormal | FullNormal:
         """q(v given x, u) of each row, from u (G, U) of its group."""
-        return self.instance_encoder(batch.values, u, groups or batch.groups, self.decoder)
+        return self.instance_encoder(self.inputs(batch), batch, u, self.decoder)
 
     def elbo(self, batch: Batch, generator: torch.Generator) -> ElboTerms:
         q_u, groups = self.infer(batch), batch.groups

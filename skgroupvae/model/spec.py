@@ -104,6 +104,8 @@ class LatentSpec:
     ----------
     center, scale, noise_scale : tuple of float
         What standardized each of the D columns, and fixed noise in these units; None where it is learned.
+    covariate_center, covariate_scale : tuple of float
+        What standardized each of the C columns of the design beside the constant.
     """
 
     group_encoder: Any
@@ -116,6 +118,8 @@ class LatentSpec:
     center: tuple[float, ...]
     scale: tuple[float, ...]
     noise_scale: tuple[float, ...] | None = None
+    covariate_center: tuple[float, ...] = ()
+    covariate_scale: tuple[float, ...] = ()
 
     @property
     def is_linear(self) -> bool:
@@ -124,22 +128,20 @@ class LatentSpec:
 
     def build(self, generator: torch.Generator) -> LatentModel:
         """Untrained model."""
-        n_features, n_group_codes, n_instance_codes = (
-            len(self.center),
-            self.n_group_codes,
-            self.n_instance_codes,
-        )
-        sizes = {"n_features": n_features, "hidden": self.hidden_sizes, "generator": generator}
+        n_values, n_covariates = len(self.center), len(self.covariate_center)
+        n_group_codes, n_instance_codes = self.n_group_codes, self.n_instance_codes
+        common = {"hidden": self.hidden_sizes, "generator": generator}
+        sizes = {"n_features": n_values + n_covariates, **common}
         codes = {"n_group_codes": n_group_codes, "n_instance_codes": n_instance_codes}
         if self.is_linear:
-            group_encoder: GroupEncoder = NewtonEncoder(n_features, n_features, n_group_codes, (), generator)
+            group_encoder: GroupEncoder = NewtonEncoder(n_values, n_values, n_group_codes, (), generator)
             instance_encoder: InstanceEncoder = ExactEncoder()
             regularizer = None
         else:
             regularizer = _regularizer(self.regularizer, n_instance_codes, **sizes)
             group_encoder = _part(self.group_encoder, GROUP_ENCODERS, n_group_codes=n_group_codes, **sizes)
             instance_encoder = _part(self.instance_encoder, INSTANCE_ENCODERS, **codes, **sizes)
-        decoder = self._decoder(codes | sizes)
+        decoder = self._decoder({"n_features": n_values, "n_covariates": n_covariates, **codes, **common})
         if self.noise_scale is not None:
             noise = torch.tensor(self.noise_scale, dtype=torch.float64)
             decoder.fix_noise((noise / torch.tensor(self.scale, dtype=torch.float64)).float())
@@ -152,13 +154,19 @@ class LatentSpec:
             decoder: CodeDecoder = copy.deepcopy(self.decoder)
         else:
             formula = copy.deepcopy(self.decoder) if isinstance(self.decoder, nn.Module) else self.decoder
+            moments = (self.center, self.scale, self.covariate_center, self.covariate_scale)
             decoder = FormulaDecoder(
                 formula,
                 len(self.center),
                 self.n_group_codes,
                 self.n_instance_codes,
-                torch.tensor(self.center, dtype=torch.float32),
-                torch.tensor(self.scale, dtype=torch.float32),
+                *(torch.tensor(part, dtype=torch.float32) for part in moments),
+            )
+        if decoder.n_covariates != len(self.covariate_center):
+            raise ValueError(
+                f"decoder has n_covariates={decoder.n_covariates}, but covariates make "
+                f"{len(self.covariate_center)} columns (one a number, one less than its categories a text); "
+                "build it for as many"
             )
         decoder.check()
         return decoder

@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from skgroupvae.batch import RandomTerm
 from skgroupvae.data.checks import SeenColumns
 from skgroupvae.data.columns import Column
+from skgroupvae.data.covariates import Covariates
 from skgroupvae.data.design import PlainDesign
 from skgroupvae.data.formula import Formula, RandomPart
 from skgroupvae.data.formula_design import FormulaDesign
@@ -48,6 +49,7 @@ RECORDS: Mapping[str, type] = MappingProxyType(
         for record in (
             Column,
             SeenColumns,
+            Covariates,
             ObservationReader,
             OutcomeReader,
             PlainDesign,

@@ -504,9 +504,9 @@ BAD_TABLES = {
     "text column": (
         table().assign(effort="high"),
         GROUPS,
-        r"(X.*non-numeric|column 'effort' of X must be num)",
+        r"(X.*non-numeric|column 'effort' must be num)",
     ),
-    "text cell": (with_cell("x"), GROUPS, r"(X.*non-numeric|column 'effort' of X must be numbers)"),
+    "text cell": (with_cell("x"), GROUPS, r"(X.*non-numeric|column 'effort' must be numbers)"),
     **{
         name: (X, groups, message)
         for name, (X, groups, parameters, message) in COMMON_FITS.items()

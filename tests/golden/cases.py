@@ -22,6 +22,8 @@ __all__ = ["CASES", "EXACT", "TRAINED", "compute"]
 
 def group_vae(*args: Any, **params: Any) -> GroupVAE:
     short = {"max_epochs": 3, "batch_size": 8, "n_importance_samples": 20, "random_state": 0}
+    if not args:
+        short["n_group_codes"] = 2
     return GroupVAE(*args, **short | {"decoder": "mlp", "verbose": False} | params)
 
 

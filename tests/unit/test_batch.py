@@ -44,6 +44,14 @@ def assert_rows(batch: Batch, rows) -> None:
 # --- segments
 
 
+def test_covariates_are_the_design_beside_its_constant():
+    ones = torch.ones(3, 1)
+    design = torch.cat([ones, torch.arange(6.0).reshape(3, 2)], dim=1)
+    batch = Batch(ones, design, ones[:, 0], (segments_of([3]),))
+    assert torch.equal(batch.covariates, torch.arange(6.0).reshape(3, 2))
+    assert Batch(ones, ones, ones[:, 0], (segments_of([3]),)).covariates is None
+
+
 def test_segments_of_sizes_stand_by_group():
     segments = Segments.of_sizes(torch.tensor([2, 1, 3]))
     assert segments.codes.tolist() == [0, 0, 1, 2, 2, 2]

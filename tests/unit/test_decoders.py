@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from skgroupvae.model.decoders import (
 )
 from skgroupvae.model.posteriors import newton
 
-D, U, V = 3, 2, 2
+D, U, V, C = 3, 2, 2, 2
 kinds = pytest.mark.parametrize("kind", [MLPDecoder, LinearDecoder])
 
 
@@ -35,7 +36,13 @@ def codes(n: int, n_group: int = U, n_instance: int = V) -> tuple[torch.Tensor, 
     return torch.randn(n, n_group, generator=g), torch.randn(n, n_instance, generator=g)
 
 
-def formula_decoder(formula, n_features=1, n_instance_codes=1, center=0.0, scale=1.0) -> FormulaDecoder:
+def covariates(n: int, n_covariates: int = C) -> torch.Tensor:
+    return torch.randn(n, n_covariates, generator=generator(8))
+
+
+def formula_decoder(
+    formula, n_features=1, n_instance_codes=1, center=0.0, scale=1.0, of_covariates=((), ())
+) -> FormulaDecoder:
     return FormulaDecoder(
         formula,
         n_features,
@@ -43,6 +50,7 @@ def formula_decoder(formula, n_features=1, n_instance_codes=1, center=0.0, scale
         n_instance_codes,
         torch.full((n_features,), center),
         torch.full((n_features,), scale),
+        *(torch.tensor(part) for part in of_covariates),
     )
 
 
@@ -59,6 +67,36 @@ def test_means_keep_leading_dimensions(kind):
     u, v = codes(12)
     stacked = decoder.mean(u.reshape(3, 4, U), v.reshape(3, 4, V))
     torch.testing.assert_close(stacked.reshape(12, D), decoder.mean(u, v))
+
+
+@kinds
+def test_covariates_of_rows_go_with_every_draw_of_the_codes(kind):
+    decoder = unsettled(kind(D, U, V, (8,), generator(), n_covariates=C))
+    (u, v), c = codes(12), covariates(4)
+    stacked = decoder.mean(u.reshape(3, 4, U), v.reshape(3, 4, V), c)
+    torch.testing.assert_close(stacked.reshape(12, D), decoder.mean(u, v, c.repeat(3, 1)))
+    eta = decoder(torch.cat([torch.ones(4, 1), c], dim=1), u[:4], v[:4])
+    torch.testing.assert_close(eta[..., 0], decoder.mean(u[:4], v[:4], c))
+
+
+def test_linear_decoder_adds_the_effects_of_covariates():
+    decoder = LinearDecoder(D, U, V, (), generator(), n_covariates=C)
+    without = LinearDecoder(D, U, V, (), generator())
+    without.load_state_dict(decoder.state_dict(), strict=False)
+    (u, v), c = codes(5), covariates(5)
+    expected = without.mean(u, v) + c @ decoder.covariate_loadings.weight.T
+    torch.testing.assert_close(decoder.mean(u, v, c), expected)
+
+
+def test_mlp_decoder_starts_at_the_linear_mixed_model_of_covariates_and_leaves_it():
+    mlp = MLPDecoder(D, U, V, (8,), generator(), n_covariates=C)
+    linear = LinearDecoder(D, U, V, (8,), generator(), n_covariates=C)
+    (u, v), c = codes(5), covariates(5)
+    linear.load_state_dict(mlp.state_dict(), strict=False)
+    torch.testing.assert_close(mlp.mean(u, v, c), linear.mean(u, v, c))
+    steps = torch.arange(-3.0, 4.0)[:, None].expand(-1, C)
+    rises = unsettled(mlp).mean(torch.zeros(7, U), torch.zeros(7, V), steps).diff(dim=0)
+    assert rises.diff(dim=0).abs().max() > 1e-3
 
 
 def test_linear_decoder_is_the_linear_mixed_model():
@@ -89,7 +127,7 @@ def test_start_reproduces_the_covariances_that_the_codes_can_hold(kind):
     rng = np.random.RandomState(0)
     between, within = (torch.tensor(a @ a.T) for a in (rng.normal(size=(D, 1)), rng.normal(size=(D, D))))
     decoder = kind(D, U, D, (8,), generator())
-    decoder.start_at(principal_loadings(between, U), within)
+    decoder.start_at(torch.zeros(1, D), principal_loadings(between, U), within)
     loadings, own = (
         part.weight.detach().double() for part in (decoder.group_loadings, decoder.instance_loadings)
     )
@@ -99,12 +137,22 @@ def test_start_reproduces_the_covariances_that_the_codes_can_hold(kind):
 
 
 @kinds
+def test_start_takes_the_fixed_effects(kind):
+    decoder = kind(D, U, V, (8,), generator(), n_covariates=C)
+    fixed = torch.randn(1 + C, D, generator=generator(1))
+    decoder.start_at(fixed, torch.zeros(D, U), torch.eye(D))
+    c = covariates(5)
+    mean = decoder.mean(torch.zeros(5, U), torch.zeros(5, V), c)
+    torch.testing.assert_close(mean, torch.cat([torch.ones(5, 1), c], dim=1) @ fixed)
+
+
+@kinds
 def test_with_few_codes_the_noise_has_what_they_do_not_explain(kind):
     rng = np.random.RandomState(0)
     root = rng.normal(size=(D, D))
     within = torch.tensor(root @ root.T)
     decoder = kind(D, U, 1, (8,), generator())
-    decoder.start_at(torch.zeros(D, U), within)
+    decoder.start_at(torch.zeros(1, D), torch.zeros(D, U), within)
     explained = decoder.instance_loadings.weight.detach().double().square().sum(1)
     variance = explained + decoder.noise_scale.detach().double().square()
     torch.testing.assert_close(variance, within.diagonal(), rtol=1e-4, atol=1e-5)
@@ -116,7 +164,7 @@ def test_a_wide_start_gives_the_noise_a_tenth_of_each_variance(kind):
     root = rng.normal(size=(D, D))
     within = torch.tensor(root @ root.T)
     decoder = kind(D, U, D, (8,), generator())
-    decoder.start_at(torch.zeros(D, U), within, is_wide=True)
+    decoder.start_at(torch.zeros(1, D), torch.zeros(D, U), within, is_wide=True)
     noise = decoder.noise_scale.detach().double().square()
     torch.testing.assert_close(noise, 0.1 * within.diagonal(), rtol=1e-4, atol=1e-5)
     own = decoder.instance_loadings.weight.detach().double()
@@ -126,14 +174,14 @@ def test_a_wide_start_gives_the_noise_a_tenth_of_each_variance(kind):
 def test_start_leaves_a_fixed_noise_alone():
     decoder = LinearDecoder(D, U, V, (), generator())
     decoder.fix_noise(torch.full((D,), 0.3))
-    decoder.start_at(torch.zeros(D, U), torch.eye(D))
+    decoder.start_at(torch.zeros(1, D), torch.zeros(D, U), torch.eye(D))
     torch.testing.assert_close(decoder.noise_scale, torch.full((D,), 0.3))
     assert decoder.instance_loadings.weight.square().sum(1).max() <= 1.0 - 0.3**2 + 1e-6
 
 
 def test_the_penalty_holds_the_noise_where_it_started():
     decoder = LinearDecoder(D, U, V, (), generator())
-    decoder.start_at(torch.zeros(D, U), torch.eye(D))
+    decoder.start_at(torch.zeros(1, D), torch.zeros(D, U), torch.eye(D))
     assert decoder.penalty().item() == 0.0
     with torch.no_grad():
         decoder.log_noise += 1.0
@@ -189,6 +237,18 @@ def test_linearize_is_exact_for_a_linear_decoder():
     torch.testing.assert_close(slope, decoder.instance_loadings.weight.expand(6, D, V))
 
 
+@kinds
+def test_the_line_of_a_row_is_that_at_its_covariates(kind):
+    decoder = unsettled(kind(D, U, V, (8,), generator(), n_covariates=C))
+    u, c = codes(6)[0], covariates(6)
+    center, slope = decoder.linearize(u, c)
+    for row in range(6):
+        ends = [decoder.mean(u[[row]], point[None], c[[row]])[0] for point in (*torch.eye(V), *-torch.eye(V))]
+        torch.testing.assert_close(center[row], torch.stack(ends).mean(0))
+        for code in range(V):
+            torch.testing.assert_close(slope[row, :, code], 0.5 * (ends[code] - ends[V + code]))
+
+
 def test_linearize_is_exact_where_only_the_slope_depends_on_u():
     decoder = formula_decoder(exam_formula, center=3.0, scale=2.0)
     u, _ = codes(6, 2, 1)
@@ -215,6 +275,22 @@ def test_newton_terms_of_a_linear_decoder_are_its_exact_log_likelihood_of_u():
     means, covariances = linear_group_posterior(decoder, batch.values.numpy(), np.array(sizes))
     np.testing.assert_allclose(q_u.loc.detach().numpy(), means, rtol=1e-8)
     np.testing.assert_allclose((q_u.root @ q_u.root.mT).detach().numpy(), covariances, rtol=1e-8)
+
+
+def test_newton_terms_leave_out_what_covariates_explain():
+    decoder = unsettled(LinearDecoder(D, U, V, (), generator(), n_covariates=C)).double()
+    sizes = [1, 2, 4]
+    values, c = torch.randn(7, D, generator=generator(1)).double(), covariates(7).double()
+    design = torch.cat([torch.ones(7, 1).double(), c], dim=1)
+    batch = replace(batch_of(values, sizes), design=design)
+    score, information, jacobian, eta = decoder.newton_terms(batch)
+    pull = (jacobian.mT @ score[..., None])[..., 0]
+    q_u = newton(batch.groups.sum(pull), batch.groups.sum(jacobian.mT @ information @ jacobian))
+    left = values - c @ decoder.covariate_loadings.weight.detach().T
+    means, covariances = linear_group_posterior(decoder, left.numpy(), np.array(sizes))
+    np.testing.assert_allclose(q_u.loc.detach().numpy(), means, rtol=1e-8)
+    np.testing.assert_allclose((q_u.root @ q_u.root.mT).detach().numpy(), covariances, rtol=1e-8)
+    torch.testing.assert_close(eta[..., 0], values - left + decoder.group_loadings.bias)
 
 
 def test_newton_terms_say_where_the_outcomes_are_at_u_of_zero():
@@ -255,6 +331,36 @@ def test_formula_sees_two_dimensional_codes_whatever_the_package_passes():
     decoder.linearize(u)
     assert all(len(u_shape) == 2 and len(v_shape) == 2 for u_shape, v_shape in seen)
     torch.testing.assert_close(stacked.reshape(12, 1), exam_formula(u, v))
+
+
+def test_formula_sees_covariates_in_their_units_beside_every_draw():
+    seen = []
+
+    def formula(u, v, c):
+        seen.append(c)
+        return u[:, :1] + v * c[:, :1] + c[:, 1:]
+
+    decoder = formula_decoder(formula, center=40.0, scale=5.0, of_covariates=((30.0, 0.5), (10.0, 0.25)))
+    (u, v), c = codes(12, 2, 1), covariates(4, 2)
+    stacked = decoder.mean(u.reshape(3, 4, 2), v.reshape(3, 4, 1), c)
+    in_units = c * torch.tensor([10.0, 0.25]) + torch.tensor([30.0, 0.5])
+    torch.testing.assert_close(seen[0], in_units.repeat(3, 1))
+    expected = (formula(u, v, in_units.repeat(3, 1)) - 40.0) / 5.0
+    torch.testing.assert_close(stacked.reshape(12, 1), expected)
+    assert decoder.check() is None
+    assert seen[-1].shape == (3, 2)
+
+
+def test_a_formula_of_float32_tensors_is_given_covariates_in_float32():
+    slopes = torch.ones(2, 1)
+    decoder = formula_decoder(
+        lambda u, v, c: u @ slopes + v + c @ slopes, of_covariates=((0.0, 0.0), (1.0, 1.0))
+    )
+    decoder.check()
+    assert decoder.single_precision
+    (u, v), c = codes(4, 2, 1), covariates(4, 2)
+    mean = decoder.double().mean(u.double(), v.double(), c.double())
+    torch.testing.assert_close(mean.float(), u @ slopes + v + c @ slopes)
 
 
 def test_a_formula_of_float32_tensors_is_found_and_given_float32():
@@ -325,14 +431,14 @@ def test_the_check_leaves_a_modules_parameters_as_they_were():
 
 def test_a_new_decoder_needs_its_mean_only():
     class Constant(CodeDecoder):
-        def mean(self, u, v):
+        def mean(self, u, v, covariates=None):
             return torch.zeros(*v.shape[:-1], self.n_features)
 
     decoder = Constant(D, U, V)
     assert decoder(torch.ones(4, 1), *codes(4)).shape == (4, D, 2)
     center, slope = decoder.linearize(codes(4)[0])
     assert center.abs().max() == slope.abs().max() == 0.0
-    decoder.start_at(torch.zeros(D, U), torch.eye(D))
+    decoder.start_at(torch.zeros(1, D), torch.zeros(D, U), torch.eye(D))
     assert decoder.penalty().item() == 0.0
 
 

@@ -164,7 +164,7 @@ def test_a_column_of_one_category_gives_none(table):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ("high", "column 'x' of X must be numbers, as in the fit.*correct"),
+        ("high", "column 'x' must be numbers, as in the fit.*correct"),
         (None, r"X contains NaN or infinite values in columns \['x'\]; drop"),
         (np.inf, r"X contains NaN or infinite values in columns \['x'\]; drop"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -204,6 +205,18 @@ def test_deep_sets_starts_at_the_exact_posterior_for_groups_of_every_size():
         torch.testing.assert_close(q_u.scale[group, :D], scale[:D], rtol=1e-5, atol=1e-6)
 
 
+def test_deep_sets_with_covariates_starts_as_without():
+    loadings, within = torch.eye(D, U), torch.eye(D)
+    posteriors = []
+    for n_covariates in (0, 2):
+        encoder = DeepSetsEncoder(D + n_covariates, U, HIDDEN, generator())
+        encoder.start_at(loadings, within, torch.tensor([0.3, -0.2]))
+        x = torch.cat([rows(), rows(n_features=n_covariates, seed=4)], dim=1)
+        segments = segments_of(SIZES)
+        posteriors.append(encoder.posterior(segments.sum(encoder.row_statistics(x)), segments.sizes))
+    assert_same(*posteriors)
+
+
 def test_deep_sets_is_never_wider_than_the_prior():
     encoder = DeepSetsEncoder(D, U, HIDDEN, generator())
     with torch.no_grad():
@@ -281,21 +294,21 @@ def test_posterior_of_v_is_bayes_rule_for_a_linear_decoder(n_instance_codes, noi
     decoder = linear_decoder(n_features, n_instance_codes).double()
     decoder.fix_noise(torch.tensor(noise, dtype=torch.float64))
     x, u = rows(6, n_features).double(), torch.randn(2, U, generator=generator(3)).double()
-    segments = segments_of([2, 4])
+    batch = batch_of(x, [2, 4])
     # Dense: condition the joint normal of (v, x), cov(v, x) = W', cov(x) = W W' + S.
     W = decoder.instance_loadings.weight.detach().numpy()
     S = np.diag(np.array(noise) ** 2)
     gain = W.T @ np.linalg.inv(W @ W.T + S)
     covariance = np.eye(n_instance_codes) - gain @ W
-    center = decoder.mean(segments.expand(u), torch.zeros(6, n_instance_codes).double()).detach().numpy()
+    center = decoder.mean(batch.groups.expand(u), torch.zeros(6, n_instance_codes).double()).detach().numpy()
     if is_exact:
-        q_v = ExactEncoder()(x, u, segments, decoder)
+        q_v = ExactEncoder()(x, batch, u, decoder)
         for actual in (q_v.root @ q_v.root.mT).detach().numpy():
             np.testing.assert_allclose(actual, covariance, rtol=1e-8, atol=1e-12)
         log_det = 0.5 * np.linalg.slogdet(covariance)[1]
         np.testing.assert_allclose(q_v.log_det.detach().numpy(), log_det, rtol=1e-8)
     else:
-        q_v = linearized_posterior(x, u, segments, decoder)
+        q_v = linearized_posterior(batch, u, decoder)
         # The best factorised normal: one over the root of the precision's diagonal.
         expected_scale = 1.0 / np.sqrt(np.diag(np.linalg.inv(covariance)))
         np.testing.assert_allclose(q_v.scale.detach().numpy(), np.tile(expected_scale, (6, 1)), rtol=1e-8)
@@ -303,12 +316,51 @@ def test_posterior_of_v_is_bayes_rule_for_a_linear_decoder(n_instance_codes, noi
 
 
 def test_linearized_posterior_is_exact_where_the_slope_depends_on_the_group():
-    decoder = FormulaDecoder(exam_formula, 1, 2, 1, torch.tensor([10.0]), torch.tensor([4.0]))
+    decoder = FormulaDecoder(
+        exam_formula, 1, 2, 1, torch.tensor([10.0]), torch.tensor([4.0]), torch.empty(0), torch.empty(0)
+    )
     decoder.fix_noise(torch.tensor([0.25]))  # 1 in the units of the formula
-    x, u, segments = rows(5, 1), torch.randn(2, 2, generator=generator(3)), segments_of([3, 2])
-    posterior = linearized_posterior(x, u, segments, decoder)
-    mu, sigma = segments.expand(u).T[:, :, None]
+    x, u = rows(5, 1), torch.randn(2, 2, generator=generator(3))
+    batch = batch_of(x, [3, 2])
+    posterior = linearized_posterior(batch, u, decoder)
+    mu, sigma = batch.groups.expand(u).T[:, :, None]
     scale = sigma**2 + 1.0
+    torch.testing.assert_close(posterior.loc, scale / (scale**2 + 1.0) * (4.0 * x + 10.0 - 2.0 * mu))
+    torch.testing.assert_close(posterior.scale, (scale**2 + 1.0).rsqrt())
+
+
+def with_covariates(batch: Batch, covariates: torch.Tensor) -> Batch:
+    return replace(batch, design=torch.cat([batch.design, covariates], dim=1))
+
+
+@pytest.mark.parametrize("is_exact", [False, True])
+def test_posterior_of_v_leaves_out_what_covariates_explain(is_exact):
+    decoder = LinearDecoder(D, U, V, (), generator(5), n_covariates=2).double()
+    x, u = rows(6).double(), torch.randn(2, U, generator=generator(3)).double()
+    c = rows(6, 2, seed=4).double()
+    effects = c @ decoder.covariate_loadings.weight.detach().T
+    without = LinearDecoder(D, U, V, (), generator(5)).double()
+    without.load_state_dict(decoder.state_dict(), strict=False)
+
+    def posterior(batch, decoder):
+        return ExactEncoder()(x, batch, u, decoder) if is_exact else linearized_posterior(batch, u, decoder)
+
+    found = posterior(with_covariates(batch_of(x, [2, 4]), c), decoder)
+    assert_same(found, posterior(batch_of(x - effects, [2, 4]), without))
+
+
+def test_linearized_posterior_is_exact_where_the_slope_depends_on_covariates():
+    def formula(u, v, c):
+        return 2.0 * u[:, :1] + (c**2 + 1.0) * v
+
+    moments = torch.tensor([10.0]), torch.tensor([4.0]), torch.tensor([1.0]), torch.tensor([0.5])
+    decoder = FormulaDecoder(formula, 1, 2, 1, *moments)
+    decoder.fix_noise(torch.tensor([0.25]))  # 1 in the units of the formula
+    x, u, c = rows(5, 1), torch.randn(2, 2, generator=generator(3)), rows(5, 1, seed=4)
+    batch = with_covariates(batch_of(x, [3, 2]), c)
+    posterior = linearized_posterior(batch, u, decoder)
+    scale = (0.5 * c + 1.0) ** 2 + 1.0
+    mu = batch.groups.expand(u)[:, :1]
     torch.testing.assert_close(posterior.loc, scale / (scale**2 + 1.0) * (4.0 * x + 10.0 - 2.0 * mu))
     torch.testing.assert_close(posterior.scale, (scale**2 + 1.0).rsqrt())
 
@@ -319,25 +371,23 @@ def make_instance_encoder(kind) -> torch.nn.Module:
 
 def test_conditional_encoder_starts_at_the_linearized_posterior():
     decoder = linear_decoder()
-    x, u, segments = rows(), torch.randn(len(SIZES), U, generator=generator(3)), segments_of(SIZES)
-    start = linearized_posterior(x, u, segments, decoder)
-    assert_same(ConditionalEncoder(D, U, V, HIDDEN, generator())(x, u, segments, decoder), start)
+    batch, u = batch_of(rows(), SIZES), torch.randn(len(SIZES), U, generator=generator(3))
+    start = linearized_posterior(batch, u, decoder)
+    assert_same(ConditionalEncoder(D, U, V, HIDDEN, generator())(batch.values, batch, u, decoder), start)
 
 
 @pytest.mark.parametrize("kind", [ConditionalEncoder, ConditionalNetworkEncoder])
 def test_conditional_encoders_see_the_group(kind):
-    x, segments = rows(), segments_of(SIZES)
+    x, batch = rows(), batch_of(rows(), SIZES)
     encoder = make_instance_encoder(kind)
-    first, second = (
-        encoder(x, torch.full((len(SIZES), U), c), segments, linear_decoder()) for c in (0.0, 1.0)
-    )
+    first, second = (encoder(x, batch, torch.full((len(SIZES), U), c), linear_decoder()) for c in (0.0, 1.0))
     assert ((first.loc - second.loc).abs().max(dim=1).values > 1e-4).all()
 
 
 def test_unconditional_encoder_is_blind_to_the_group():
-    x, segments = rows(), segments_of(SIZES)
+    x, batch = rows(), batch_of(rows(), SIZES)
     encoder = make_instance_encoder(UnconditionalEncoder)
-    assert_same(*(encoder(x, torch.full((len(SIZES), U), c), segments, linear_decoder()) for c in (0.0, 1.0)))
+    assert_same(*(encoder(x, batch, torch.full((len(SIZES), U), c), linear_decoder()) for c in (0.0, 1.0)))
 
 
 INSTANCE_KINDS = {**INSTANCE_ENCODERS, "exact": lambda *_: ExactEncoder()}
@@ -345,10 +395,10 @@ INSTANCE_KINDS = {**INSTANCE_ENCODERS, "exact": lambda *_: ExactEncoder()}
 
 @pytest.mark.parametrize("kind", INSTANCE_KINDS.values(), ids=INSTANCE_KINDS)
 def test_instance_encoder_treats_rows_one_by_one(kind):
-    encoder, x, segments = make_instance_encoder(kind), rows(), segments_of(SIZES)
+    encoder, x = make_instance_encoder(kind), rows()
     u, decoder = torch.randn(len(SIZES), U, generator=generator(3)), linear_decoder()
-    whole = encoder(x, u, segments, decoder)
-    alone = encoder(x[4:5], u[2:3], segments_of([1]), decoder)  # a row of the third group
+    whole = encoder(x, batch_of(x, SIZES), u, decoder)
+    alone = encoder(x[4:5], batch_of(x[4:5], [1]), u[2:3], decoder)  # a row of the third group
     assert_same(alone, whole.take(torch.tensor([4])))
 
 

@@ -105,6 +105,7 @@ def test_translate_of_a_cubic_formula_equals_quadrature(is_full):
     model = formula_model("unconditional")
     q_u = correlated() if is_full else example()[1]
     q_v = DiagonalNormal(torch.tensor([[1.2], [-0.4]]), torch.tensor([[0.5], [1.1]]))
+    batch = batch_of(torch.zeros(2, 1), [2])
     positions = torch.tensor([2, 0])
     points, weights = normal_grid(3)
     expected = np.zeros((2, 1))
@@ -112,7 +113,7 @@ def test_translate_of_a_cubic_formula_equals_quadrature(is_full):
         u = q_u.from_noise(point[:2])[positions]
         mean = model.decoder.mean(u, q_v.loc + q_v.scale * point[2:])
         expected += weight * mean.double().numpy()
-    np.testing.assert_allclose(translate(model, q_v, q_u, positions).numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(translate(model, batch, q_v, q_u, positions).numpy(), expected, rtol=1e-5)
 
 
 def test_translate_of_the_exam_formula_is_the_paper_s_posterior_mean():
@@ -121,7 +122,8 @@ def test_translate_of_the_exam_formula_is_the_paper_s_posterior_mean():
     q_u = DiagonalNormal(torch.tensor([[0.5, -0.8]]), torch.tensor([[0.9, 0.7]]))
     q_v = DiagonalNormal(torch.tensor([[1.2]]), torch.tensor([[0.5]]))
     expected = 2 * 0.5 + (0.8**2 + 0.7**2 + 1) * 1.2
-    actual = translate(model, q_v, q_u, torch.tensor([0])).item() * 2.0 + 3.0
+    batch = batch_of(torch.zeros(1, 1), [1])
+    actual = translate(model, batch, q_v, q_u, torch.tensor([0])).item() * 2.0 + 3.0
     assert actual == pytest.approx(expected, rel=1e-5)
 
 
@@ -131,7 +133,7 @@ def test_translated_draws_have_the_mean_of_translate_where_v_is_blind_to_the_gro
     nobody = torch.zeros(9, dtype=torch.bool)
     draws = translated_draws(model, batch, q_u, q_u, positions, nobody, 4096)
     assert draws.shape == (4096, 9, 1)
-    expected = translate(model, instance_posterior(model, batch, q_u), q_u, positions)
+    expected = translate(model, batch, instance_posterior(model, batch, q_u), q_u, positions)
     torch.testing.assert_close(draws.mean(0), expected, rtol=0, atol=0.02)
     assert torch.equal(draws, translated_draws(model, batch, q_u, q_u, positions, nobody, 4096))
 

@@ -21,7 +21,7 @@ from skgroupvae.batch import Batch
 from skgroupvae.model.decoders import LinearDecoder
 from skgroupvae.model.encoders import GroupEncoder, NewtonEncoder
 from skgroupvae.model.instance_encoders import ConditionalEncoder, ExactEncoder
-from skgroupvae.model.model import LatentModel
+from skgroupvae.model.model import LatentModel, ScoreModel
 from skgroupvae.model.posteriors import DiagonalNormal, FullNormal, MirroredNormal
 from skgroupvae.model.spec import (
     DECODERS,
@@ -30,6 +30,7 @@ from skgroupvae.model.spec import (
     PUBLISHED_MODELS,
     REGULARIZERS,
     LatentSpec,
+    ScoreSpec,
 )
 
 SIZES = np.array([1, 2, 4, 6])
@@ -300,8 +301,30 @@ def exact_gradient(model: LatentModel, x: torch.Tensor) -> np.ndarray:
 # --- rows as networks see them
 
 
+def regression_model(n_columns: int) -> ScoreModel:
+    """Of two outcomes, given so many columns of a design."""
+    spec = ScoreSpec("gaussian", ((), ()), n_columns, (0,), 0, "mixed_model", None, (8,), True)
+    return spec.build(generator())
+
+
+def test_networks_see_latent_rows_without_their_covariates_effects_and_then_the_covariates():
+    model = spec_of(covariate_center=(3.0,), covariate_scale=(2.0,)).build(generator())
+    effects = torch.tensor([[2.0, -1.0]])
+    model.covariate_effects.copy_(effects)
+    values, covariates = rows()[:3], torch.tensor([[0.1], [0.2], [0.3]])
+    design = torch.cat([torch.ones(3, 1), covariates], dim=1)
+    batch = Batch(values, design, torch.ones(3), (segments_of([3]),))
+    expected = torch.cat([values - covariates * effects, covariates], dim=1)
+    torch.testing.assert_close(model.inputs(batch), expected)
+
+
+def test_networks_see_latent_rows_without_covariates_as_they_are():
+    batch = batch_of(rows(), SIZES)
+    assert torch.equal(linear_model().inputs(batch), batch.values)
+
+
 def test_networks_see_values_standardized_by_weight_and_covariates_as_they_are():
-    model = linear_model()
+    model = regression_model(n_columns=2)
     values = torch.tensor([[1.0, 5.0], [3.0, 5.0], [9.0, 5.0]])
     design = torch.tensor([[1.0, 0.1], [1.0, 0.2], [1.0, 0.3]])
     batch = Batch(values, design, torch.tensor([1.0, 1.0, 2.0]), (segments_of([3]),))
@@ -312,7 +335,7 @@ def test_networks_see_values_standardized_by_weight_and_covariates_as_they_are()
 
 
 def test_missing_values_are_seen_at_the_mean_and_do_not_count_in_it():
-    model = linear_model()
+    model = regression_model(n_columns=1)
     values = torch.tensor([[1.0, 0.0], [3.0, 2.0], [0.0, 4.0]])
     mask = torch.tensor([[True, False], [True, True], [False, True]])
     batch = Batch(values, torch.ones(3, 1), torch.ones(3), (segments_of([3]),), mask)

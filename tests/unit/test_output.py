@@ -90,3 +90,20 @@ def test_integers_of_polars_become_floats_and_labels_stay():
     moved = like_input(np.array([[0.5], [1.5]]), table, "g", [4, 4])
     assert moved.schema == {"count": pl.Float64, "g": pl.Int64}
     assert moved["count"].to_list() == [0.5, 1.5]
+
+
+def test_columns_that_are_kept_stay_as_they_are_in_their_places():
+    table = pd.DataFrame(
+        {
+            "a": [1, 2],
+            "sex": pd.Categorical(["f", "m"]),
+            "school": ["x", "y"],
+            "b": np.float32([1, 2]),
+            "age": [3, 4],
+        },
+        index=[7, 8],
+    )
+    frame = like_input(np.array([[0.5, 1.5], [2.5, 3.5]]), table, "school", ["z", "z"], ("age", "sex"))
+    expected = table.assign(a=[0.5, 2.5], b=np.float32([1.5, 3.5]), school=["z", "z"])
+    pd.testing.assert_frame_equal(frame, expected)
+    assert frame.columns.tolist() == table.columns.tolist()

@@ -45,7 +45,7 @@ def state_of(decoder="mlp", labels=("b", "a", "c"), **choices) -> FittedState:
     """A state with an untrained model of two columns."""
     rng = np.random.RandomState(0)
     X = pd.DataFrame(rng.normal(3.0, 2.0, (12, 2)), columns=["score", "effort"])
-    reader, table = ObservationReader.learn(X, np.repeat(np.arange(3), 4), None, "GroupVAE")
+    reader, table = ObservationReader.learn(X, np.repeat(np.arange(3), 4), None, None, "GroupVAE")
     parts = {
         "group_encoder": "deepsets",
         "instance_encoder": "conditional",
