@@ -154,6 +154,21 @@ class Batch:
         others = tuple(_occurring(factor.codes[rows], factor.sizes) for factor in self.factors[1:])
         return replace(self.take(rows), factors=(first, *others))
 
+    def with_parts(self, share: float, generator: torch.Generator) -> Batch:
+        """A share of the groups with a random part of their rows only, the others whole.
+
+        How many rows are left is log-uniform between one and all: few are as usual as many.
+        """
+        groups = self.groups
+        chosen, power = torch.rand((2, groups.n_groups), generator=generator).to(self.values)
+        left = torch.where(chosen < share, (groups.sizes + 1.0).pow(power).floor(), groups.sizes)
+        mark = torch.rand(self.n_rows, generator=generator, dtype=torch.float64).to(self.values.device)
+        # Random order within a group, which stays where it is: the rows at its first places are the part.
+        order = torch.argsort(groups.codes + mark)
+        place = torch.arange(self.n_rows, device=order.device) - groups.expand(groups.bounds[0])
+        kept = order[place < groups.expand(left)].sort().values
+        return replace(self.take(kept), factors=tuple(factor.take(kept) for factor in self.factors))
+
     def thinned(self, generator: torch.Generator) -> Batch:
         """A random share of each group's rows, one at least.
 

@@ -7,22 +7,32 @@ values given u and the covariates, so that it needs no integral.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from skgroupvae.batch import Batch, Segments
 from skgroupvae.model.decoders import CodeDecoder, Decoder
-from skgroupvae.model.encoders import MAX_SCORE, GroupEncoder, NewtonEncoder
+from skgroupvae.model.encoders import MAX_SCORE, DeepSetsEncoder, GroupEncoder, NewtonEncoder
 from skgroupvae.model.instance_encoders import ExactEncoder, InstanceEncoder
 from skgroupvae.model.mixed_decoder import MixedModelDecoder
 from skgroupvae.model.nn import standard_normal
-from skgroupvae.model.posteriors import DiagonalNormal, FullNormal, MirroredNormal, Posterior
+from skgroupvae.model.posteriors import DiagonalNormal, FullNormal, MirroredNormal, Posterior, mirror_signs
 from skgroupvae.model.regularizers import Regularizer
 
 __all__ = ["ElboTerms", "LatentModel", "Model", "RowTerms", "ScoreModel"]
+
+# Simulated groups as a share of a step's groups, how many of them have a part of the rows only, and what each
+# weighs: more makes the means of whole groups noisy, and the spreads follow nothing else.
+_SIMULATED_SHARE, _SHARE_OF_PARTS, _SIMULATED_WEIGHT = 0.5, 0.8, 0.4
+# Groups to ask whether the decoder is even in a code.
+_GROUPS_ASKED = 64
+# Mean ratio of the likelihoods at a code and at its mirror image, the larger below, from which it counts as
+# even. Exactly even is 1; a code that means tell has about 0.2.
+_EVEN = 0.8
 
 
 @dataclass(frozen=True)
@@ -135,9 +145,15 @@ class Model(nn.Module, ABC):
     def elbo(self, batch: Batch, generator: torch.Generator) -> ElboTerms:
         """Estimate of the ELBO of each group (section 2.1), KL terms in closed form."""
 
-    def thinned_elbo(self, batch: Batch, generator: torch.Generator) -> Tensor | None:
-        """Estimate (G,) of an ELBO that only the group encoder follows beside :meth:`elbo`; None without."""
+    def encoder_bound(self, batch: Batch, generator: torch.Generator) -> Tensor | None:
+        """A bound (G,) that only the group encoder follows beside :meth:`elbo`; None without."""
         return None
+
+    def start_simulating(self, batch: Batch, generator: torch.Generator) -> None:
+        """Learn the spread of q(u) from groups simulated from now on, where the model can."""
+
+    def stop_simulating(self) -> None:
+        """Undo :meth:`start_simulating`."""
 
     def importance_correction(self, batch: Batch, n_samples: int, generator: torch.Generator) -> Tensor:
         """Difference between the importance-weighted bound and the ELBO, as a function of the decoder.
@@ -199,6 +215,8 @@ class LatentModel(Model):
         self.decoder: CodeDecoder = decoder
         effects = torch.zeros(decoder.n_covariates, decoder.n_features, dtype=torch.float32)
         self.register_buffer("covariate_effects", effects)
+        # Codes that the decoder is even in, (U,); None while no groups are simulated.
+        self._is_even: Tensor | None = None
 
     def inputs(self, batch: Batch) -> Tensor:
         # What covariates explain tells nothing of u.
@@ -220,6 +238,8 @@ class LatentModel(Model):
 
     def elbo(self, batch: Batch, generator: torch.Generator) -> ElboTerms:
         q_u, groups = self.infer(batch), batch.groups
+        if self._is_even is not None:
+            q_u = DiagonalNormal(q_u.loc, q_u.scale.detach())
         u = q_u.draw(generator)
         q_v = self.instance_posterior(batch, u)
         v = q_v.draw(generator)
@@ -227,6 +247,46 @@ class LatentModel(Model):
         log_px = self.decoder.likelihood.log_prob(batch.values, eta, batch.mask)
         by_group = groups.sum(torch.stack([log_px, q_v.kl_to_standard_normal()], dim=-1))
         return ElboTerms(by_group[:, 0], q_u.kl_to_standard_normal(), by_group[:, 1], v)
+
+    @torch.no_grad()
+    def start_simulating(self, batch: Batch, generator: torch.Generator) -> None:
+        if not isinstance(self.group_encoder, DeepSetsEncoder):
+            return
+        simulated, u = self.simulate(_some_groups(batch, _GROUPS_ASKED), generator)
+        signs = mirror_signs(u)
+        rows = self.row_terms(simulated, u * signs[:, None], None, generator)
+        assert rows.log_ratio is not None
+        log_p = _by_group(rows.log_prob + rows.log_ratio, simulated.groups)
+        self._is_even = (log_p[1:] - log_p[0]).abs().neg().exp().mean(1) > _EVEN
+
+    def stop_simulating(self) -> None:
+        self._is_even = None
+
+    @torch.no_grad()
+    def simulate(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, Tensor]:
+        """Groups of these sizes as the model has them, and their codes u (G, U)."""
+        groups, decoder, like = batch.groups, self.decoder, batch.values
+        u = standard_normal((groups.n_groups, decoder.n_group_codes), like, generator)
+        v = standard_normal((batch.n_rows, decoder.n_instance_codes), like, generator)
+        noise = decoder.noise_scale * standard_normal(like.shape, like, generator)
+        return replace(batch, values=decoder.mean(groups.expand(u), v, batch.covariates) + noise), u
+
+    def encoder_bound(self, batch: Batch, generator: torch.Generator) -> Tensor | None:
+        """Log density that q(u) gives to the codes of simulated groups.
+
+        The ELBO prefers a q(u) that is too narrow: of few rows by 13 % on the exam scores. Where u is known
+        the best normal has the posterior's mean and variance. A code that the decoder is even in has a
+        posterior with two mirrored modes, one of which is to be met.
+        """
+        if self._is_even is None:
+            return None
+        n_groups = batch.groups.n_groups
+        part = _some_groups(batch, math.ceil(_SIMULATED_SHARE * n_groups))
+        simulated, u = self.simulate(part.with_parts(_SHARE_OF_PARTS, generator), generator)
+        q_u = self.infer(simulated)
+        direct, mirrored = (-0.5 * ((u - loc) / q_u.scale).square() for loc in (q_u.loc, -q_u.loc))
+        log_q = torch.where(self._is_even, torch.logaddexp(direct, mirrored), direct) - q_u.scale.log()
+        return log_q.sum(-1) * (_SIMULATED_WEIGHT * n_groups / len(log_q))
 
     def row_terms(
         self, batch: Batch, u: Tensor, noise: Tensor | None, generator: torch.Generator | None
@@ -296,7 +356,7 @@ class ScoreModel(Model):
         v = batch.values[:, :0] if self.regularizer is None else self.scores(batch, u[0])
         return ElboTerms(terms.reconstruction, terms.kl_u, terms.kl_v, v)
 
-    def thinned_elbo(self, batch: Batch, generator: torch.Generator) -> Tensor:
+    def encoder_bound(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """ELBO of a random part of each group.
 
         Context comes in any number of rows, and an encoder that saw whole groups alone is too sure of few.
@@ -319,6 +379,11 @@ class ScoreModel(Model):
         likelihood, values = self.decoder.likelihood.of_rows(batch.values, batch.weights)
         v = likelihood.scores_with_gradient(values, eta).to(batch.values.dtype)
         return v.clamp(-MAX_SCORE, MAX_SCORE)
+
+
+def _some_groups(batch: Batch, n_groups: int) -> Batch:
+    """The first groups, as many as there are."""
+    return batch.take_groups(torch.arange(min(n_groups, batch.groups.n_groups), device=batch.values.device))
 
 
 def _by_group(rows: Tensor, groups: Segments) -> Tensor:

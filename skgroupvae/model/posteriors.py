@@ -18,7 +18,15 @@ from torch.distributions import Distribution, constraints
 
 from skgroupvae.model.nn import bounded_scale, standard_normal
 
-__all__ = ["DiagonalNormal", "FullNormal", "MirroredNormal", "Posterior", "newton", "precision_factor"]
+__all__ = [
+    "DiagonalNormal",
+    "FullNormal",
+    "MirroredNormal",
+    "Posterior",
+    "mirror_signs",
+    "newton",
+    "precision_factor",
+]
 
 
 class Posterior(Distribution, ABC):
@@ -207,14 +215,21 @@ class MirroredNormal(Posterior):
         return (self.n_samples + 1) // 2
 
     @property
+    def components(self) -> tuple[Tensor, Tensor]:
+        """Signs (C, U) that each component multiplies the mean by, and the number (C,) of its draws."""
+        n_codes = self.loc.shape[-1]
+        n_mirrored = self.n_samples - self.n_direct
+        n_images = min(n_mirrored, n_codes)
+        mirrored = [n_mirrored // n_codes + (axis < n_mirrored % n_codes) for axis in range(n_images)]
+        counts = torch.tensor([self.n_direct, *mirrored], device=self.loc.device)
+        return mirror_signs(self.loc)[: n_images + 1], counts
+
+    @property
     def signs(self) -> Tensor:
         """Signs (S, U) that the mean is multiplied by in each draw."""
-        n_codes = self.loc.shape[-1]
+        signs, counts = self.components
         # Each component's draws are consecutive: every second Sobol point would miss a half-space.
-        mirrored = torch.arange(self.n_direct, self.n_samples)
-        signs = torch.ones(self.n_samples, n_codes)
-        signs[mirrored, torch.sort((mirrored - mirrored[:1]) % n_codes).values] = -1.0
-        return signs.to(self.loc)
+        return signs.repeat_interleave(counts, dim=0)
 
     def from_noise(self, noise: Tensor) -> Tensor:
         signs = self.signs[:, None]
@@ -222,10 +237,17 @@ class MirroredNormal(Posterior):
         return signs * self.normal.from_noise(signs * noise)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        signs, counts = torch.unique(self.signs, dim=0, return_counts=True)
+        signs, counts = self.components
         log_densities = torch.stack([self.normal.log_prob(s * value) for s in signs])
         log_weights = (counts / self.n_samples).log().to(value)
         return torch.logsumexp(log_densities + log_weights[:, None, None], dim=0)
+
+
+def mirror_signs(codes: Tensor) -> Tensor:
+    """Signs (1 + U, U) of codes (*, U) themselves and of their mirror images along each axis."""
+    signs = codes.new_ones(codes.shape[-1] + 1, codes.shape[-1])
+    signs[1:].diagonal().fill_(-1.0)
+    return signs
 
 
 def newton(score: Tensor, information: Tensor, jacobian: Tensor | None = None) -> FullNormal:

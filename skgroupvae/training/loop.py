@@ -36,6 +36,8 @@ _AUTO_BATCHES_PER_EPOCH = 8
 _MAX_GRADIENT_NORM = 1.0
 # Steps below which an incremental fit does without a warm-up.
 _MIN_CYCLE = 8
+# Share of the steps after which groups are simulated.
+_SIMULATED_FROM = 0.6
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ class Loop:
         stopping = EarlyStopping(settings.n_iter_no_change, settings.tol)
         self.callbacks = (records, *([stopping] if settings.early_stopping else []), Interrupt(), *callbacks)
         self.state = _copied_state(model)
+        self.is_simulating = False
 
     def run(self) -> None:
         """All epochs, unless a callback, Ctrl-C or a loss that is not finite ends them sooner."""
@@ -163,6 +166,7 @@ class Loop:
                 if not self._is_finite():
                     self._return_to_last_epoch()
         finally:
+            self.model.stop_simulating()
             for callback in self.callbacks:
                 callback.on_end(self)
 
@@ -192,6 +196,10 @@ class Loop:
     def _step(self, positions: Tensor) -> tuple[Tensor, int]:
         """One batch; returns its terms and the number of its rows."""
         batch = self.batch.take_groups(positions)
+        # q(u) learns its spread where it matters, under a decoder near the last.
+        if not self.is_simulating and self.schedule.last_epoch >= _SIMULATED_FROM * self.schedule.total_steps:
+            self.model.start_simulating(batch, self.generator)
+            self.is_simulating = True
         self.optimizer.zero_grad()
         terms = self.elbo.backward(batch)
         self.encoder.backward(batch)

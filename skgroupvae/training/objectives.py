@@ -1,7 +1,8 @@
 """What one step asks of a model: each objective adds its gradient to that of the others.
 
-The encoders follow the ELBO, the decoder an importance-weighted bound, the group encoder an ELBO of thinned
-groups as well, and the critic of the regularizer takes its turn in between.
+The encoders follow the ELBO, the decoder an importance-weighted bound, the group encoder a bound of its own
+as well (of thinned groups, or of simulated ones), and the critic of the regularizer takes its turn in
+between.
 """
 
 from __future__ import annotations
@@ -78,8 +79,14 @@ class TrainableModel(Protocol):
     def elbo(self, batch: Batch, generator: torch.Generator) -> _Terms:
         """Estimate of the ELBO of each group."""
 
-    def thinned_elbo(self, batch: Batch, generator: torch.Generator) -> Tensor | None:
-        """Estimate (G,) of an ELBO that only the group encoder follows; None without."""
+    def encoder_bound(self, batch: Batch, generator: torch.Generator) -> Tensor | None:
+        """A bound (G,) that only the group encoder follows; None without."""
+
+    def start_simulating(self, batch: Batch, generator: torch.Generator) -> None:
+        """Learn the spread of q(u) from groups simulated from now on."""
+
+    def stop_simulating(self) -> None:
+        """Undo it."""
 
     def importance_correction(self, batch: Batch, n_samples: int, generator: torch.Generator) -> Tensor:
         """What turns the decoder's gradient of the ELBO (G,) into that of the importance-weighted bound."""
@@ -141,7 +148,7 @@ class CriticObjective:
 
 
 class EncoderObjective:
-    """The ELBO of thinned groups, which the group encoder alone follows."""
+    """What the group encoder alone follows, beside the ELBO: thinned or simulated groups."""
 
     def __init__(self, model: TrainableModel, generator: torch.Generator) -> None:
         self.model, self.generator = model, generator
@@ -151,7 +158,7 @@ class EncoderObjective:
         """Add the gradient for this batch."""
         if not self.parameters:
             return
-        bound = self.model.thinned_elbo(batch, self.generator)
+        bound = self.model.encoder_bound(batch, self.generator)
         if bound is not None:
             (-bound.sum() / batch.n_rows).backward(inputs=self.parameters)
 

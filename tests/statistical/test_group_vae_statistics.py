@@ -116,3 +116,18 @@ def test_held_out_log_likelihood_is_within_a_hundredth_of_the_exact_one(cxvae, f
 def test_noise_scale_is_found(cxvae):
     # 2,000 groups of some 24 rows know the noise, 1, to a few per cent.
     assert cxvae.noise_scale_[0] == pytest.approx(1.0, rel=0.10)
+
+
+@pytest.mark.parametrize("n_rows", [1, 3, 8])
+def test_posterior_of_few_rows_is_as_wide_as_the_exact_one(n_rows, cxvae):
+    # Schools of the fit have 8 rows or more. Trained by the ELBO alone, q(mu) of one row is 0.85 to 0.9 times
+    # as wide as the exact one, and its 90 % intervals cover 68 to 75 %. Over seeds of the fit the ratio moves
+    # by 0.02 and the coverage by 1; 1,500 schools add a standard error of 0.8.
+    data = make_exam_scores(1500, min_group_size=n_rows, mean_extra_size=0.0, random_state=21)
+    exact = exam_scores_posterior(data.X, data.groups)
+    first = np.unique(data.groups, return_index=True)[1]
+    u, _, u_std, _ = cxvae.transform(data.X, groups=data.groups, return_std=True)
+    ratio = np.exp(np.mean(np.log(u_std[first, 0] / exact.mu_sd)))
+    assert 0.93 < ratio < 1.09
+    covered = np.abs(data.mu - u[first, 0]) < 1.645 * u_std[first, 0]
+    assert 0.86 < covered.mean() < 0.94

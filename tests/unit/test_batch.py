@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -167,6 +168,25 @@ def test_a_thinned_batch_keeps_whole_rows_in_order_and_every_factor():
         assert torch.equal(thinned.codes, factor.codes[rows])
         assert thinned.n_groups == factor.n_groups
         assert thinned.sizes.tolist() == torch.bincount(thinned.codes, minlength=factor.n_groups).tolist()
+
+
+def test_parts_of_groups_are_log_uniform_in_size_and_the_other_groups_whole():
+    sizes = [8] * 6000
+    batch = batch_of(torch.arange(8.0 * 6000)[:, None], sizes)
+    part = batch.with_parts(0.5, generator())
+    kept = part.values[:, 0].long()
+    assert len(kept.unique()) == len(kept)
+    torch.testing.assert_close(part.groups.codes, batch.groups.codes[kept])
+    left = part.groups.sizes.long()
+    assert left.tolist() == torch.bincount(part.groups.codes, minlength=6000).tolist()
+    # A part has n of 8 rows with probability log((n + 1) / n) / log(9); the other half of the groups has 8.
+    # Four standard errors of a share of 6,000 are 0.026 at most.
+    n = torch.arange(1.0, 9.0)
+    expected = 0.5 * ((n + 1.0) / n).log() / math.log(9.0)
+    expected[-1] += 0.5
+    shares = torch.bincount(left, minlength=9)[1:] / 6000.0
+    torch.testing.assert_close(shares, expected, atol=0.026, rtol=0.0)
+    assert torch.equal(table().with_parts(0.0, generator()).values, table().values)
 
 
 def test_thinning_is_decided_by_its_generator():

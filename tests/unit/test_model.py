@@ -307,6 +307,64 @@ def regression_model(n_columns: int) -> ScoreModel:
     return spec.build(generator())
 
 
+# --- simulated groups
+
+
+def simulating_model(decoder, n_features: int = 1) -> LatentModel:
+    choices = {"center": (0.0,) * n_features, "scale": (1.0,) * n_features, "decoder": decoder}
+    return spec_of(**choices).build(generator())
+
+
+def test_simulated_groups_have_the_moments_of_the_model():
+    model = simulating_model("mlp", 2)
+    decoder = unsettled(model.decoder, 0.0)
+    sizes = [2] * 20_000
+    simulated, u = model.simulate(batch_of(torch.zeros(40_000, 2), sizes), generator(3))
+    x = simulated.values.unflatten(0, (-1, 2))
+    group, own = decoder.group_loadings.weight, decoder.instance_loadings.weight
+    between = group @ group.mT
+    total = between + own @ own.mT + decoder.noise_scale.square().diag()
+    # Entries of covariances of 20,000 pairs of order 1: five standard errors are 0.05 at most.
+    torch.testing.assert_close(torch.cov(x[:, 0].mT), total, atol=0.05, rtol=0.0)
+    across = (x[:, 0] - x[:, 0].mean(0)).mT @ (x[:, 1] - x[:, 1].mean(0)) / len(x)
+    torch.testing.assert_close(across, between, atol=0.05, rtol=0.0)
+    with_u = x[:, 0].mT @ u / len(u)
+    torch.testing.assert_close(with_u, group, atol=0.05, rtol=0.0)
+
+
+def test_codes_that_the_decoder_is_even_in_are_found():
+    model = simulating_model(exam_formula)
+    batch = batch_of(torch.zeros(64 * 20, 1), [20] * 64)
+    assert model.encoder_bound(batch, generator()) is None
+    model.start_simulating(batch, generator())
+    assert model._is_even.tolist() == [False, True]
+    assert model.encoder_bound(batch, generator()).shape == (32,)
+    model.stop_simulating()
+    assert model.encoder_bound(batch, generator()) is None
+
+
+def test_simulated_groups_teach_the_group_encoder_its_spread_and_the_elbo_does_not():
+    model = simulating_model("mlp")
+    batch = batch_of(torch.randn(24, 1, generator=generator(5)), [6] * 4)
+    model.start_simulating(batch, generator())
+    last = model.group_encoder.group_network[-1].bias
+    (-model.elbo(batch, generator()).elbo.sum()).backward()
+    shift, stretch = last.grad.clone().chunk(2)
+    assert (shift != 0).all()
+    assert (stretch == 0).all()
+    model.zero_grad()
+    (-model.encoder_bound(batch, generator()).sum()).backward()
+    assert (last.grad != 0).all()
+    assert all(parameter.grad is None for parameter in model.decoder.parameters())
+
+
+def test_other_group_encoders_learn_from_no_simulated_groups():
+    model = spec_of(group_encoder="product", center=(0.0,), scale=(1.0,)).build(generator())
+    batch = batch_of(torch.zeros(8, 1), [4, 4])
+    model.start_simulating(batch, generator())
+    assert model.encoder_bound(batch, generator()) is None
+
+
 def test_networks_see_latent_rows_without_their_covariates_effects_and_then_the_covariates():
     model = spec_of(covariate_center=(3.0,), covariate_scale=(2.0,)).build(generator())
     effects = torch.tensor([[2.0, -1.0]])

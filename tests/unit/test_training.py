@@ -96,8 +96,14 @@ class LinearModel(nn.Module):
         kl_v = batch.groups.sum(0.5 * loc_v.square().sum(1))
         return Terms(batch.groups.sum(log_px), 0.5 * loc_u.square().sum(1), kl_v, v)
 
-    def thinned_elbo(self, batch, generator):
+    def encoder_bound(self, batch, generator):
         return self.elbo(batch.thinned(generator), generator).elbo
+
+    def start_simulating(self, batch, generator):
+        self.simulates = True
+
+    def stop_simulating(self):
+        self.simulates = False
 
     def importance_correction(self, batch, n_samples, generator):
         return 0.1 * torch.stack([self.elbo(batch, generator).elbo for _ in range(n_samples)]).mean(0)
@@ -243,7 +249,7 @@ def test_thinned_groups_teach_the_group_encoder_only(model):
     EncoderObjective(model, torch.Generator().manual_seed(0)).backward(table())
     taught = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
     assert taught == ["group_encoder.weight", "group_encoder.bias"]
-    model.thinned_elbo = lambda batch, generator: None
+    model.encoder_bound = lambda batch, generator: None
     assert len(fit(model, n_decoder_samples=1)) == 3
 
 
@@ -298,7 +304,7 @@ def test_every_training_group_is_seen_whole_once_an_epoch(model):
         return elbo(part, generator)
 
     model.elbo = spy
-    model.thinned_elbo = lambda part, generator: None
+    model.encoder_bound = lambda part, generator: None
     fit(model, validation=[0], max_epochs=2, n_decoder_samples=1, batch=batch)
     groups = [tuple(block[:, 0].tolist()) for block in batch.values.split(SIZES)]
     # Seven groups in batches of three: three steps, then the held-out group, in each of two epochs.
@@ -359,7 +365,7 @@ def fail_in_epoch(model, number: int, failure, n_steps: int = 3) -> None:
         return elbo(batch, generator)
 
     model.elbo = failing
-    model.thinned_elbo = lambda batch, generator: None
+    model.encoder_bound = lambda batch, generator: None
     model.importance_correction = lambda batch, n_samples, generator: 0.0 * model.decoder.bias
 
 
