@@ -66,9 +66,8 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
     Parameters
     ----------
     n_group_codes : int or "auto", default="auto"
-        Dimension U of the group code. "auto" takes as many as the linear mixed model has (the rank of the
-        covariance of the group means, of the columns' number and 10 at most) and, for a network, one more
-        for what spreads and shapes tell; 2 with a formula of your own.
+        Dimension U of the group code. "auto" takes as many for the linear mixed model as it has (the rank of
+        the covariance between groups, 10 at most), and 2 for a network or a formula of your own.
     n_instance_codes : int or "auto", default="auto"
         Dimension V of the instance code. "auto" takes one a column of X, at most 10.
     group_encoder : str, factory or Module, default="deepsets"

@@ -49,9 +49,8 @@ __all__ = ["fit_latent", "learn_more"]
 
 # More codes of either kind than this are an explicit choice.
 _MAX_AUTO_CODES = 10
-# Group codes of a network beyond those that the means tell, for what spreads and shapes do; and those of a
-# formula, which no table can tell.
-_CODES_OF_SHAPE, _CODES_OF_FORMULA = 1, 2
+# Group codes of a network or a formula: more overfit tables of a hundred groups.
+_CODES_OF_NETWORK = 2
 # Of a trial on groups held out: steps from one question to the next.
 _STEPS_BETWEEN = 40
 # Of trials, so that the choice depends on the table alone and not on `random_state`.
@@ -86,7 +85,7 @@ def fit_latent(estimator: Any, X: Any, groups: Any, covariates: Any) -> FittedSt
     resumed = None if last is None or last.spec.is_linear else last
     mixed_model = fit_group_means(table.batch, _most_codes(estimator))
     n_told = count_told_codes(mixed_model, table.batch)
-    spec = _spec(estimator, reader, n_told, None if resumed is None else resumed.spec)
+    spec = _spec(estimator, reader, None if resumed is None else resumed.spec)
     choice = _choose(estimator, spec, table.batch)
     history: list[dict[str, float]] = []
     if choice.model == "network":
@@ -112,7 +111,7 @@ def learn_more(estimator: Any, X: Any, groups: Any, covariates: Any) -> FittedSt
         n_before = len(history)
         seed = int(check_random_state(estimator.random_state).randint(2**31 - 1)) + n_before
         generator = torch.Generator().manual_seed(seed)
-        model = resume(state.model, _spec(estimator, reader, 0, state.spec).build(generator))
+        model = resume(state.model, _spec(estimator, reader, state.spec).build(generator))
         # What is stored of the earlier rows is what this part made of them.
         model.group_encoder.freeze(model.decoder)
         settings = _settings(
@@ -134,17 +133,13 @@ def _most_codes(estimator: Any) -> int:
     return _MAX_AUTO_CODES if estimator.n_group_codes == "auto" else int(estimator.n_group_codes)
 
 
-def _spec(
-    estimator: Any, reader: ObservationReader, n_told: int, fitted: LatentSpec | None = None
-) -> LatentSpec:
+def _spec(estimator: Any, reader: ObservationReader, fitted: LatentSpec | None = None) -> LatentSpec:
     """What the parameters ask for; "auto" is the network until it is known not to pay.
 
     Parameters
     ----------
     estimator : GroupVAE
     reader : ObservationReader
-    n_told : int
-        Group codes that means tell.
     fitted : LatentSpec, optional
         Of the network that the fit is to resume from.
     """
@@ -154,9 +149,7 @@ def _spec(
     if n_group_codes == "auto" and fitted is not None:
         n_group_codes = fitted.n_group_codes
     elif n_group_codes == "auto":
-        is_named = isinstance(estimator.decoder, str)
-        n_formula = getattr(estimator.decoder, "n_group_codes", _CODES_OF_FORMULA)
-        n_group_codes = n_told + _CODES_OF_SHAPE if is_named else n_formula
+        n_group_codes = getattr(estimator.decoder, "n_group_codes", _CODES_OF_NETWORK)
     if n_instance_codes == "auto":
         n_columns = min(len(reader.columns), _MAX_AUTO_CODES)
         n_instance_codes = getattr(estimator.decoder, "n_instance_codes", n_columns)

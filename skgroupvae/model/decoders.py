@@ -36,8 +36,9 @@ __all__ = [
 # of its families there.
 NewtonTerms = tuple[Tensor, Tensor, Tensor, Tensor]
 
-# Share of the variance within groups that the codes explain at the start; the noise has the rest. Where the
-# data cannot tell noise from instance code (one column, a free decoder), the penalty keeps it there.
+# Share of the variance within groups that the codes of a network explain at the start; the noise has the
+# rest. Where the data cannot tell noise from instance code (one column, a free decoder), the penalty keeps it
+# there.
 _CODE_SHARE = 0.9
 # Weight, in nats a row, of the squared distance of the log noise from its start. It moves a noise that the
 # data do tell by about 2 % a unit of that distance, and holds one that they do not.
@@ -214,6 +215,8 @@ class LinearDecoder(CodeDecoder):
     noise_rate_factor = 1.0
     # Of the noise at the start, in standardized units: nearly collinear columns leave it nearly none.
     min_start_variance = 1e-7
+    # With a code a column no data tell v from noise, and v is the whole residual, as a mixed model has it.
+    code_share = 1.0
     start_log_noise: Tensor
 
     def __init__(
@@ -251,7 +254,8 @@ class LinearDecoder(CodeDecoder):
             # In no direction more than a share: the codes then have the rest, correlations and all.
             correlations = within / variances.sqrt() / variances.sqrt()[:, None]
             least = torch.linalg.eigvalsh(correlations)[0].clamp(min=0.0)
-            noise = ((1.0 - _CODE_SHARE) * least * variances).clamp(min=self.min_start_variance)
+            share = self.code_share if self.n_instance_codes >= len(within) else _CODE_SHARE
+            noise = ((1.0 - share) * least * variances).clamp(min=self.min_start_variance)
         if is_wide:
             slopes = principal_loadings(_CODE_SHARE * within, self.n_instance_codes)
         elif self.n_instance_codes < len(within) or not self.log_noise.requires_grad:
@@ -292,6 +296,7 @@ class MLPDecoder(LinearDecoder):
 
     # From a narrow start a network does not recover.
     min_start_variance = 1e-4
+    code_share = _CODE_SHARE
 
     def __init__(
         self,
