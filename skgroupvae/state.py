@@ -67,12 +67,14 @@ class Choice:
 
     Attributes
     ----------
-    model : {"linear", "network"}
-        The linear mixed model, or the network that started at it.
+    model : {"linear", "location_scale", "network"}
+        The linear mixed model, that of groups that differ in scale as well, or a network that started at the
+        first.
     reason : str
         In words.
     gain : float or None
-        Nats per row by which the network made held-out groups likelier, where that was the question.
+        Nats per row by which the last model in question, the network say, made held-out groups likelier than
+        a simpler one; None without a question.
     n_steps : int or None
         Steps of training after which it did best there.
     """
@@ -102,7 +104,7 @@ class State:
     mixed_model : LinearMixedModel
         The linear mixed model that the fit started at, of the standardized columns.
     choice : Choice
-        Which of the two it ended at.
+        Which model it ended at.
     """
 
     reader: ObservationReader | OutcomeReader

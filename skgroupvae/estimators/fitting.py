@@ -66,13 +66,13 @@ def train_from_start(
     return best
 
 
-def judged(trained: Trained[_Model], choice: Choice) -> Choice:
-    """The mixed model where a network that was chosen on held-out groups fell short; else only a warning."""
+def judged(trained: Trained[_Model], choice: Choice, simpler: str = "linear") -> Choice:
+    """The simpler model where a network chosen on held-out groups fell short; else only a warning."""
     if not trained.fell_short:
         return choice
     if choice.gain is not None:
         reason = f"the network ended {trained.shortfall:.4f} nats per row of the fit below it"
-        return Choice("linear", reason, choice.gain)
+        return Choice(simpler, reason, choice.gain)
     warnings.warn(
         f"the network ended {trained.shortfall:.4f} nats per row of the fit below the mixed model that it "
         'started at; set decoder="auto" or "linear", a lower learning_rate or more max_epochs',

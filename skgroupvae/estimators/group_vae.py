@@ -36,6 +36,7 @@ from skgroupvae.estimators.known import (
 )
 from skgroupvae.estimators.latent_fit import fit_latent, learn_more
 from skgroupvae.model import inference
+from skgroupvae.model.location_scale import LocationScaleDecoder
 from skgroupvae.model.model import LatentModel
 from skgroupvae.model.posteriors import DiagonalNormal, FullNormal
 from skgroupvae.model.spec import DECODERS, GROUP_ENCODERS, INSTANCE_ENCODERS, REGULARIZERS
@@ -61,13 +62,16 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
     encoder that starts at the decoder's own posterior.
 
     The fit starts at the maximum likelihood of the linear mixed model ``x = mean + a_group + e`` with full
-    covariances, and by default keeps the network only where it makes groups held out likelier.
+    covariances. By default it goes on to scales of groups, and to a network, only where they make groups held
+    out likelier.
 
     Parameters
     ----------
     n_group_codes : int or "auto", default="auto"
         Dimension U of the group code. "auto" takes as many for the linear mixed model as it has (the rank of
-        the covariance between groups, 10 at most), and 2 for a network or a formula of your own.
+        the covariance between groups, 10 at most), and 2 for a network or a formula of your own. The model of
+        locations and scales has the codes of each that rows tell; of a number these are locations first, but
+        for one scale.
     n_instance_codes : int or "auto", default="auto"
         Dimension V of the instance code. "auto" takes one a column of X, at most 10.
     group_encoder : str, factory or Module, default="deepsets"
@@ -84,16 +88,20 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
         or one other row (eq. 2, Németh 2020).
     regularizer_weight : float, default=1.0
         What one nat of that information costs, in nats of a row's ELBO.
-    decoder : {"auto", "mlp", "linear"}, callable, Module or CodeDecoder, default="auto"
+    decoder : {"auto", "mlp", "linear", "location_scale"}, callable, Module or CodeDecoder, default="auto"
         The mean of x given u and v. "mlp" is a network beside the linear mixed model; "linear" is that model
         alone, fitted by maximum likelihood with exact posteriors: nothing is trained, and the encoders and
-        the regularizer are not used. "auto" takes the network where it pays: where it makes groups held out
-        likelier than the linear model does, by more than two standard errors (up to 40 groups each is held
-        out once, in one of 4 folds; beyond, a quarter of them is). With fewer than 20 groups it is the
-        linear model. The choice depends on the table alone, not on `random_state`; where longer training
-        loses on the groups held out, the fit is as short. `summary` says which model it is and why. Your own
-        formula is a callable on torch tensors u (n, U) and v (n, V) that returns (n, D) in the units of X; a
-        Module's parameters are learned.
+        the regularizer are not used. "location_scale" is the mixed model whose groups differ in the scales
+        of their columns as well, ``x = b + A u + exp(S u) * (W v)``, by maximum likelihood too: v is the
+        whole residual, and `translate` gives it the scale of the other group. It has no noise and a v a
+        column, so it does not go with `noise_scale` or another number of instance codes. "auto" takes
+        location_scale, and then the network, where it pays: where it makes groups held out likelier than the
+        simpler model does, by more than two standard errors (up to 40 groups each is held out once, in one
+        of 4 folds; beyond, a quarter of them is; for scales up to 20 groups one by one). With fewer than 6
+        groups it is the linear model, with fewer than 20 no network. The choice depends on the table alone,
+        not on `random_state`; where longer training loses on the groups held out, the fit is as short.
+        `summary` says which model it is and why. Your own formula is a callable on torch tensors u (n, U)
+        and v (n, V) that returns (n, D) in the units of X; a Module's parameters are learned.
     noise_scale : float, array-like of shape (n_features,) or None, default=None
         Standard deviation of the noise around the decoder's mean, in the units of X. None learns one a
         column.
@@ -312,8 +320,8 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
 
         The first call is `fit`. Each further one makes one pass over its rows at a tenth of the learning
         rate. The columns keep the standardization of the first call, and the part of the group encoder that
-        turns rows into statistics is frozen, so that what is stored of earlier rows stays valid. A linear
-        model has nothing to learn so: the call is then that of `update_groups`.
+        turns rows into statistics is frozen, so that what is stored of earlier rows stays valid. A mixed
+        model (linear or location_scale) has nothing to learn so: the call is then that of `update_groups`.
 
         Parameters
         ----------
@@ -803,7 +811,12 @@ class GroupVAE(GroupedEstimator[FittedState], auto_wrap_output_keys=None):  # ty
             for name, slope in zip(design.names[1:], slopes, strict=True):
                 table[f"effect of {name}"] = slope
         lines = [f"{name + ':':44s}{value}" for name, value in head.items()]
-        return "\n".join([*lines, "", "Linear mixed model", table.to_string(float_format="{:.4g}".format)])
+        title = "Linear mixed model"
+        if isinstance(state.model.decoder, LocationScaleDecoder):
+            spread = state.model.decoder.scale_loadings.weight.square().sum(1).sqrt().cpu().numpy()
+            table.insert(3, "sd of log scale between groups", spread)
+            title += ", and what groups differ in scale by"
+        return "\n".join([*lines, "", title, table.to_string(float_format="{:.4g}".format)])
 
     def _learned(self, state: FittedState) -> dict[str, Any]:
         q_u = state.groups.posterior(state.model)

@@ -6,18 +6,27 @@ import math
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from skgroupvae.batch import Batch, RandomTerm
 from skgroupvae.mixed_model.linear import LinearMixedModel, fit_linear_mixed_model
+from skgroupvae.mixed_model.location_scale import LocationScaleModel
 from skgroupvae.model.decoders import (
     LinearDecoder,
     canonical_loadings,
     precision_matrix,
     principal_loadings,
 )
+from skgroupvae.model.location_scale import LocationScaleDecoder, LocationScaleEncoder
 from skgroupvae.model.model import LatentModel
 
-__all__ = ["count_told_codes", "fit_group_means", "start_latent_model"]
+__all__ = [
+    "count_told_codes",
+    "count_told_scales",
+    "fit_group_means",
+    "start_latent_model",
+    "start_with_scales",
+]
 
 # Variance, in standardized units, that counts as none.
 _TINY = 1e-12
@@ -58,9 +67,26 @@ def count_told_codes(fitted: LinearMixedModel, batch: Batch) -> int:
     batch : Batch
         Rows that it was fitted to.
     """
-    loadings, within = fitted.loadings[0], fitted.residual @ fitted.residual.mT
-    by_row = torch.linalg.eigvalsh(loadings.mT @ precision_matrix(within) @ loadings)
+    within = fitted.residual @ fitted.residual.mT
+    return _n_told(fitted.loadings[0], precision_matrix(within), batch)
+
+
+def count_told_scales(fitted: LocationScaleModel, batch: Batch) -> tuple[int, int]:
+    """How many codes of locations and of scales, at least one each, the rows of a group tell anything of."""
+    precision = torch.cholesky_inverse(fitted.residual)
+    information = _information_of_scales(fitted)
+    return _n_told(fitted.loadings, precision, batch), _n_told(fitted.scale_loadings, information, batch)
+
+
+def _n_told(loadings: Tensor, information: Tensor, batch: Batch) -> int:
+    by_row = torch.linalg.eigvalsh(loadings.mT @ information @ loadings)
     return max(1, int((float(batch.groups.sizes.max()) * by_row > _LEAST_PRECISION).sum()))
+
+
+def _information_of_scales(fitted: LocationScaleModel) -> Tensor:
+    """What a row is expected to tell of the log scales (D, D)."""
+    within = fitted.residual @ fitted.residual.mT
+    return torch.cholesky_inverse(fitted.residual) * within + torch.eye(len(within), dtype=within.dtype)
 
 
 @torch.no_grad()
@@ -84,3 +110,30 @@ def start_latent_model(model: LatentModel, fitted: LinearMixedModel) -> None:
         return
     model.covariate_effects.copy_(fitted.fixed[1:])
     model.group_encoder.start_at(loadings, within, fitted.fixed[0])
+
+
+@torch.no_grad()
+def start_with_scales(model: LatentModel, fitted: LocationScaleModel, n_scales: int) -> None:
+    """Make decoder and group encoder a location-scale mixed model.
+
+    Parameters
+    ----------
+    model : LatentModel
+        Changed in place.
+    fitted : LocationScaleModel
+        Of the same columns.
+    n_scales : int
+        How many of the group codes, the last ones, are of scales.
+    """
+    decoder, encoder = model.decoder, model.group_encoder
+    assert isinstance(decoder, LocationScaleDecoder)
+    assert isinstance(encoder, LocationScaleEncoder)
+    within = fitted.residual @ fitted.residual.mT
+    between, between_scales = (part @ part.mT for part in (fitted.loadings, fitted.scale_loadings))
+    loadings = principal_loadings(between, decoder.n_group_codes - n_scales)
+    scale_loadings = principal_loadings(between_scales, n_scales)
+    noise = torch.linalg.inv(_information_of_scales(fitted))
+    parts = (fitted.fixed, canonical_loadings(loadings, within), canonical_loadings(scale_loadings, noise))
+    decoder.start_with_scales(*parts, within)
+    encoder.start_with_scales(*parts, within)
+    model.covariate_effects.copy_(fitted.fixed[1:])

@@ -27,7 +27,13 @@ _TINY = 1e-300
 
 
 def minimize(
-    objective: Objective, point: Tensor, scale: float, inverse: Tensor | None = None
+    objective: Objective,
+    point: Tensor,
+    scale: float,
+    inverse: Tensor | None = None,
+    *,
+    least_gain: float = _LEAST_GAIN,
+    most_slope: float = CONVERGED,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Go down from a point as far as it goes.
 
@@ -41,6 +47,10 @@ def minimize(
         How many values the objective is the mean of: it stops where their sum has next to nothing to gain.
     inverse : Tensor of shape (T, T), optional
         Of the second derivatives at the start, if known.
+    least_gain : float
+        What another step may be expected to gain, times the scale, where the search stops.
+    most_slope : float
+        Largest derivative with which it may stop there.
 
     Returns
     -------
@@ -63,7 +73,7 @@ def minimize(
         if fresh:
             direction = direction / max(1.0, float(direction.norm()))
         slope = float(direction @ gradient)
-        if not fresh and scale * abs(slope) < _LEAST_GAIN and largest < CONVERGED:
+        if not fresh and scale * abs(slope) < least_gain and largest < most_slope:
             break
         found = _line_search(objective, point, value, slope, direction)
         if found is None:

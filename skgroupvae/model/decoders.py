@@ -94,8 +94,14 @@ class CodeDecoder(Decoder):
         Numbers U and V of codes.
     n_covariates : int, default=0
         Number C of columns of the design beside the constant.
+
+    Attributes
+    ----------
+    has_common_slope : bool
+        Whether the mean is a straight line in the codes, the same in v whatever u and the covariates.
     """
 
+    has_common_slope = False
     # From the spread of the whole table the noise has far to go: at the common rate it is still on its way
     # when the fit ends.
     noise_rate_factor = 10.0
@@ -210,6 +216,7 @@ class CodeDecoder(Decoder):
 class LinearDecoder(CodeDecoder):
     """Mean linear in the codes and covariates, ``b + B c + W_u u + W_v v``: a linear mixed model."""
 
+    has_common_slope = True
     # The noise starts where it belongs. A larger rate would only let it wander where the data cannot tell it
     # from the instance code.
     noise_rate_factor = 1.0
@@ -294,6 +301,7 @@ class MLPDecoder(LinearDecoder):
     The network starts at zero, so the fit starts at the linear mixed model and learns what deviates from it.
     """
 
+    has_common_slope = False
     # From a narrow start a network does not recover.
     min_start_variance = 1e-4
     code_share = _CODE_SHARE

@@ -121,20 +121,28 @@ class ConditionalEncoder(InstanceEncoder):
 
 
 class ExactEncoder(InstanceEncoder):
-    """The posterior of a linear decoder, in closed form; nothing is learned."""
+    """The posterior of a decoder that is a straight line in v, in closed form; nothing is learned.
+
+    The slope may depend on u, but not on covariates.
+    """
 
     follows_decoder = True
 
     def forward(self, x: Tensor, batch: Batch, u: Tensor, decoder: CodeDecoder) -> FullNormal:
-        # Of a linear decoder the slope is the same everywhere.
-        gain, factor = _gain(decoder.linearize(u[:1], _first(batch.covariates))[1], decoder.noise_scale)
+        codes = u[:1] if decoder.has_common_slope else u
+        origin = None if batch.covariates is None else u.new_zeros(len(codes), decoder.n_covariates)
+        gain, factor = _gain(decoder.linearize(codes, origin)[1], decoder.noise_scale)
         origin = torch.zeros(batch.n_rows, decoder.n_instance_codes, dtype=u.dtype, device=u.device)
         residual = batch.values - decoder.mean(batch.groups.expand(u), origin, batch.covariates)
-        loc = residual @ gain[0].to(residual).mT
         identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
         root = torch.linalg.solve_triangular(factor.mT, identity.expand_as(factor), upper=True)
         log_det = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return FullNormal(loc, root.to(loc).expand(len(loc), -1, -1), log_det.to(loc).expand(len(loc)))
+        gain, root, log_det = (part.to(residual) for part in (gain, root, log_det))
+        if decoder.has_common_slope:
+            loc = residual @ gain[0].mT
+            return FullNormal(loc, root.expand(len(loc), -1, -1), log_det.expand(len(loc)))
+        loc = (batch.groups.expand(gain) @ residual[..., None])[..., 0]
+        return FullNormal(loc, batch.groups.expand(root), batch.groups.expand(log_det))
 
 
 def linearized_posterior(batch: Batch, u: Tensor, decoder: CodeDecoder) -> DiagonalNormal:
@@ -168,10 +176,6 @@ def linearized_posterior(batch: Batch, u: Tensor, decoder: CodeDecoder) -> Diago
     loc = (groups.expand(gain.to(residual)) * residual[:, None, :]).sum(-1)
     scale = factor.square().sum(-1).rsqrt().to(residual)
     return DiagonalNormal(loc, groups.expand(scale))
-
-
-def _first(covariates: Tensor | None) -> Tensor | None:
-    return None if covariates is None else covariates[:1]
 
 
 def _gain(slope: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

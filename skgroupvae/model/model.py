@@ -25,6 +25,8 @@ from skgroupvae.model.regularizers import Regularizer
 
 __all__ = ["ElboTerms", "LatentModel", "Model", "RowTerms", "ScoreModel"]
 
+# Of proposals by Laplace's method.
+_WIDER = 1.2
 # Simulated groups as a share of a step's groups, how many of them have a part of the rows only, and what each
 # weighs: more makes the means of whole groups noisy, and the spreads follow nothing else.
 _SIMULATED_SHARE, _SHARE_OF_PARTS, _SIMULATED_WEIGHT = 0.5, 0.8, 0.4
@@ -226,11 +228,17 @@ class LatentModel(Model):
 
     def is_exact(self, q_u: Posterior) -> bool:
         """Whether q(u) and q(v given u) are the posteriors themselves, as those of a linear model are."""
+        return self._is_closed(q_u) and self.decoder.has_common_slope
+
+    def _is_closed(self, q_u: Posterior) -> bool:
+        """Whether q(u) is found from the decoder with no network, and q(v given u) is exact."""
         return isinstance(q_u, FullNormal) and isinstance(self.instance_encoder, ExactEncoder)
 
     def proposal(self, q_u: DiagonalNormal | FullNormal, n_samples: int) -> Posterior:
-        # The exact posterior has no mirror image.
-        return q_u if self.is_exact(q_u) else MirroredNormal(q_u, n_samples)
+        if not self._is_closed(q_u):
+            return MirroredNormal(q_u, n_samples)
+        # The posterior itself has no mirror image; one by Laplace's method may be too narrow.
+        return q_u if self.is_exact(q_u) else q_u.stretched(_WIDER)  # type: ignore[union-attr]
 
     def instance_posterior(self, batch: Batch, u: Tensor) -> DiagonalNormal | FullNormal:
         """q(v given x, u) of each row, from u (G, U) of its group."""

@@ -29,6 +29,7 @@ from skgroupvae.model.instance_encoders import (
     UnconditionalEncoder,
 )
 from skgroupvae.model.likelihood import Likelihood
+from skgroupvae.model.location_scale import LocationScaleDecoder, LocationScaleEncoder
 from skgroupvae.model.mixed_decoder import MixedModelDecoder
 from skgroupvae.model.model import LatentModel, ScoreModel
 from skgroupvae.model.regularizers import ContextRegularizer, InstanceRegularizer, Regularizer
@@ -59,7 +60,7 @@ INSTANCE_ENCODERS: Mapping[str, Callable[..., InstanceEncoder]] = MappingProxyTy
     }
 )
 DECODERS: Mapping[str, Callable[..., CodeDecoder]] = MappingProxyType(
-    {"mlp": MLPDecoder, "linear": LinearDecoder}
+    {"mlp": MLPDecoder, "linear": LinearDecoder, "location_scale": LocationScaleDecoder}
 )
 REGULARIZERS: Mapping[str, Callable[..., Regularizer]] = MappingProxyType(
     {"context": ContextRegularizer, "instance": InstanceRegularizer}
@@ -122,9 +123,9 @@ class LatentSpec:
     covariate_scale: tuple[float, ...] = ()
 
     @property
-    def is_linear(self) -> bool:
-        """Whether the model is linear, so that its posteriors are exact and nothing is trained."""
-        return isinstance(self.decoder, str) and self.decoder == "linear"
+    def is_trained(self) -> bool:
+        """Whether anything is trained; mixed models are fitted by maximum likelihood instead."""
+        return not (isinstance(self.decoder, str) and self.decoder in ("linear", "location_scale"))
 
     def build(self, generator: torch.Generator) -> LatentModel:
         """Untrained model."""
@@ -133,8 +134,12 @@ class LatentSpec:
         common = {"hidden": self.hidden_sizes, "generator": generator}
         sizes = {"n_features": n_values + n_covariates, **common}
         codes = {"n_group_codes": n_group_codes, "n_instance_codes": n_instance_codes}
-        if self.is_linear:
-            group_encoder: GroupEncoder = NewtonEncoder(n_values, n_values, n_group_codes, (), generator)
+        if not self.is_trained:
+            group_encoder: GroupEncoder = (
+                NewtonEncoder(n_values, n_values, n_group_codes, (), generator)
+                if self.decoder == "linear"
+                else LocationScaleEncoder(1 + n_covariates, n_values, n_group_codes)
+            )
             instance_encoder: InstanceEncoder = ExactEncoder()
             regularizer = None
         else:

@@ -1,11 +1,14 @@
-"""Whether a network pays: the rule, on gains that are given."""
+"""Whether scales of groups, or a network, pay: the rule, on gains that are given."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import pytest
 import torch
 
-from skgroupvae.estimators.choice import Trial, choose_model
+from skgroupvae.estimators.choice import Trial, choose_model, choose_scales
+from skgroupvae.state import Choice
 
 
 def chosen(sums, n_groups=60, spread=1.0, n_steps=None):
@@ -61,3 +64,55 @@ def test_training_is_as_long_as_is_best():
 def test_gains_that_are_not_finite_are_losses():
     assert chosen([float("nan")])[0].model == "linear"
     assert chosen([float("inf")])[0].model == "linear"
+
+
+def chosen_scales(gains):
+    """The choice where groups, of 5 rows each, gain these nats when they are held out."""
+    gains = torch.tensor(gains, dtype=torch.float64)
+    asked = []
+
+    def trial_of(learned, held_out):
+        asked.append(held_out)
+        return Trial(gains[held_out][None], (None,))
+
+    return choose_scales(trial_of, torch.full((len(gains),), 5), 0, None), asked
+
+
+def test_scales_are_asked_of_6_groups_one_by_one():
+    choice, asked = chosen_scales([1.0, 2.0, 1.0, 3.0, 1.0])
+    assert choice.model == "linear"
+    assert "5 groups are too few" in choice.reason
+    assert not asked
+    choice, asked = chosen_scales([1.0, 2.0, 1.0, 3.0, 1.0, 2.0])
+    assert choice.model == "location_scale"
+    assert choice.gain == pytest.approx(10.0 / 30.0)
+    assert sorted(torch.cat(asked).tolist()) == list(range(6))
+    assert all(len(held_out) == 1 for held_out in asked)
+
+
+def test_a_group_that_gains_much_does_not_hide_that_all_gain():
+    gains = [12.0, 52.0, 16.0, 13.0, 26.0, 61.0, 0.0, 20.0, 359.0, 27.0]
+    assert torch.tensor(gains).mean() < 2.0 * torch.tensor(gains).std() / 10**0.5
+    choice, _ = chosen_scales(gains)
+    assert choice.model == "location_scale"
+    assert choice.gain == pytest.approx(sum(gains) / 50.0)
+    # Losses count in full.
+    assert chosen_scales([*gains[:-1], -300.0])[0].model == "linear"
+
+
+def test_scales_have_to_gain_more_than_rounding():
+    assert chosen_scales([1e-4] * 10)[0].model == "linear"
+
+
+def test_a_network_is_on_trial_against_the_simpler_model():
+    simpler = Choice("location_scale", "scales of groups pay: much", 0.5)
+    few = choose_model(lambda *_: pytest.fail("asked"), torch.full((12,), 5), 0, None, simpler)
+    assert few == Choice("location_scale", f"{simpler.reason}; 12 groups are too few for a network", 0.5)
+
+    def trial_of(learned, held_out, gain):
+        return Trial(torch.full((1, len(held_out)), gain, dtype=torch.float64), (10,))
+
+    for gain, model in ((1.0, "network"), (-1.0, "location_scale")):
+        choice = choose_model(partial(trial_of, gain=gain), torch.full((60,), 5), 0, None, simpler)
+        assert choice.model == model
+        assert choice.reason.startswith(f"{simpler.reason}; a network ")
