@@ -42,8 +42,8 @@ table = table.assign(age=age, sex=sex)
 # 2. Standardize them within each site.
 # 3. Subtract a regression on age and sex with an intercept for each site, and standardize what is left within
 #    each site: location and scale with covariates, which is ComBat without empirical Bayes.
-# 4. Fit ``GroupVAE`` with the sites as groups and age and sex as covariates, and translate all patients to the
-#    average site.
+# 4. Fit ``GroupVAE`` with the sites as groups and age and sex as covariates, and translate all patients to
+#    the average site.
 #
 # The fit holds one site after the other out, and finds that models in which sites differ in scale make it
 # likelier than one in which they differ in location only.
@@ -81,11 +81,11 @@ inside = (interval[..., 0] < truth) & (truth < interval[..., 1])
 print(f"share of truths inside the intervals of 90 %: {inside.mean():.3f}")
 
 # %%
-# The true slope is -0.05 a year. Standardizing takes part of it away, because it gives sites with old patients
-# the mean of the others. The two ways that know of age keep it. On many simulations like this one
+# The true slope is -0.05 a year. Standardizing takes part of it away, because it gives sites with old
+# patients the mean of the others. The two ways that know of age keep it. On many simulations like this one
 # (``examples/benchmark_harmonization.py``) the translation is as close to the truth as location and scale
-# with ten sites, and closer with many small ones, as it shrinks what it knows of a site to what sites are like.
-# It also says how sure it is.
+# with ten sites, and closer with many small ones, as it shrinks what it knows of a site to what sites are
+# like. It also says how sure it is.
 figure, panels = plt.subplots(1, 5, figsize=(12, 3.2), sharex=True, sharey=True, layout="constrained")
 colors = plt.colormaps["viridis"](np.linspace(0, 0.95, n_sites))
 for panel, (name, values) in zip(panels, {"truth": truth, **results}.items(), strict=True):

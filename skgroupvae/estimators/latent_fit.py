@@ -236,6 +236,8 @@ def _started(
     model = spec.build(generator)
     if resumed is not None:
         return resume(resumed, model), generator
+    if spec.is_trained and mixed_model.loadings[0].shape[1] > spec.n_group_codes:
+        mixed_model = fit_group_means(batch, spec.n_group_codes)
     start_latent_model(model if spec.is_trained else model.double(), mixed_model)
     return model, generator
 

@@ -132,6 +132,8 @@ class Trials(Callback):
 
     Attributes
     ----------
+    start : Tensor of shape (H,)
+        Gains before the first step.
     answers : list of Tensor of shape (H,)
     epochs : list of int
         Epochs done before each.
@@ -144,7 +146,11 @@ class Trials(Callback):
         self.answers: list[Tensor] = []
         self.epochs: list[int] = []
         self.is_clear = False
+        self.start: Tensor | None = None
         self._n_done = 0
+
+    def on_start(self, loop: RunningFit) -> None:
+        self.start = self.ask()
 
     def on_epoch_end(self, loop: RunningFit, record: dict[str, float]) -> None:
         self._n_done += 1
@@ -157,10 +163,12 @@ class Trials(Callback):
         if n_asked <= _PATIENCE:
             return False
         best = max(self.answers, key=lambda answer: float(answer.sum()))
-        gain, error = float(best.sum()), _error(best)
-        if not gain > (error if n_asked > 2 * _PATIENCE else 0.0):
+        assert self.start is not None
+        # A fit that starts below what it is compared with may be on its way up.
+        n_errors = 1.0 if n_asked > 2 * _PATIENCE else 0.0
+        if not any(float(gain.sum()) > n_errors * _error(gain) for gain in (best, best - self.start)):
             return True
-        self.is_clear = len(best) >= _CLEAR_GROUPS and float(self.answers[-1].sum()) > _CLEAR * error
+        self.is_clear = len(best) >= _CLEAR_GROUPS and float(self.answers[-1].sum()) > _CLEAR * _error(best)
         return self.is_clear or all(is_worse(answer, best) for answer in self.answers[-_PATIENCE:])
 
 

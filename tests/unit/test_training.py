@@ -550,11 +550,11 @@ def test_hooks_are_called_in_order(model):
     assert calls == ["start", "epoch 1", "stop?", "epoch 2", "stop?", "end"]
 
 
-def trial(model, sums, n_groups=20, n_epochs=1, max_epochs=20):
+def trial(model, sums, n_groups=20, n_epochs=1, max_epochs=20, start=0.0):
     """A trial whose groups gain these sums, one question after the other, with a standard error of 1."""
     noise = torch.linspace(-1.0, 1.0, n_groups, dtype=torch.float64)
     noise = noise / noise.std() / n_groups**0.5
-    answers = iter(noise + total / n_groups for total in sums)
+    answers = iter([torch.full_like(noise, start / n_groups), *(noise + x / n_groups for x in sums)])
     trials = Trials(lambda: next(answers), n_epochs)
     fit(model, max_epochs=max_epochs, callbacks=[trials])
     return trials
@@ -574,6 +574,12 @@ def test_a_trial_ends_where_the_answer_is_clear(model, sums, n_asked, is_clear):
     trials = trial(model, sums)
     assert len(trials.answers) == len(trials.epochs) == n_asked
     assert trials.is_clear == is_clear
+
+
+def test_a_trial_that_starts_below_has_time_to_rise(model):
+    assert len(trial(model, [-9.5, -9.0, -8.0, -7.0, -6.0, *[3.0] * 15], start=-10.0).answers) == 20
+    assert len(trial(model, [-9.5] * 20, start=-10.0).answers) == 9  # by less than a standard error
+    assert len(trial(model, [-10.5] * 20, start=-10.0).answers) == 5
 
 
 def test_a_trial_asks_now_and_then_and_at_the_end(model):
