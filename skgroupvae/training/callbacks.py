@@ -28,6 +28,8 @@ _DELAY_SECONDS = 2.0
 # Of a trial on held-out groups: questions that it is given to gain; it ends as clear where so many groups or
 # more gain so many standard errors.
 _PATIENCE, _CLEAR_GROUPS, _CLEAR = 4, 12, 5.0
+# How many times as seldom it is asked once it is far above its start.
+_RARELY = 5
 # What the bar shows of an epoch, where its record has it.
 _SHOWN = {"loss": "loss", "validation_loss": "validation"}
 
@@ -148,13 +150,15 @@ class Trials(Callback):
         self.is_clear = False
         self.start: Tensor | None = None
         self._n_done = 0
+        self._has_risen = False
 
     def on_start(self, loop: RunningFit) -> None:
         self.start = self.ask()
 
     def on_epoch_end(self, loop: RunningFit, record: dict[str, float]) -> None:
         self._n_done += 1
-        if self._n_done % self.n_epochs == 0 or self._n_done == loop.max_epochs:
+        n_between = self.n_epochs * (_RARELY if self._has_risen else 1)
+        if self._n_done % n_between == 0 or self._n_done == loop.max_epochs:
             self.answers.append(self.ask())
             self.epochs.append(self._n_done)
 
@@ -169,7 +173,12 @@ class Trials(Callback):
         if not any(float(gain.sum()) > n_errors * _error(gain) for gain in (best, best - self.start)):
             return True
         self.is_clear = len(best) >= _CLEAR_GROUPS and float(self.answers[-1].sum()) > _CLEAR * _error(best)
-        return self.is_clear or all(is_worse(answer, best) for answer in self.answers[-_PATIENCE:])
+        # Far above its start it learns, and what it loses for a while at the peak of the rate is no verdict.
+        risen = best - self.start
+        self._has_risen = len(best) >= _CLEAR_GROUPS and float(risen.sum()) > _CLEAR * _error(risen)
+        return self.is_clear or (
+            not self._has_risen and all(is_worse(answer, best) for answer in self.answers[-_PATIENCE:])
+        )
 
 
 def is_worse(answer: Tensor, best: Tensor) -> bool:

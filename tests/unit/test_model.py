@@ -344,7 +344,7 @@ def test_codes_that_the_decoder_is_even_in_are_found():
 
 
 def test_simulated_groups_teach_the_group_encoder_its_spread_and_the_elbo_does_not():
-    model = simulating_model("mlp")
+    model = simulating_model(exam_formula)
     batch = batch_of(torch.randn(24, 1, generator=generator(5)), [6] * 4)
     model.start_simulating(batch, generator())
     last = model.group_encoder.group_network[-1].bias
@@ -358,8 +358,9 @@ def test_simulated_groups_teach_the_group_encoder_its_spread_and_the_elbo_does_n
     assert all(parameter.grad is None for parameter in model.decoder.parameters())
 
 
-def test_other_group_encoders_learn_from_no_simulated_groups():
-    model = spec_of(group_encoder="product", center=(0.0,), scale=(1.0,)).build(generator())
+@pytest.mark.parametrize("parts", [{"group_encoder": "product", "decoder": exam_formula}, {"decoder": "mlp"}])
+def test_other_encoders_and_networks_learn_from_no_simulated_groups(parts):
+    model = spec_of(center=(0.0,), scale=(1.0,), **parts).build(generator())
     batch = batch_of(torch.zeros(8, 1), [4, 4])
     model.start_simulating(batch, generator())
     assert model.encoder_bound(batch, generator()) is None

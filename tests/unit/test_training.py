@@ -577,7 +577,10 @@ def test_a_trial_ends_where_the_answer_is_clear(model, sums, n_asked, is_clear):
 
 
 def test_a_trial_that_starts_below_has_time_to_rise(model):
-    assert len(trial(model, [-9.5, -9.0, -8.0, -7.0, -6.0, *[3.0] * 15], start=-10.0).answers) == 20
+    rising = trial(model, [-9.5, -9.0, -8.0, -7.0, -6.0, *[3.0] * 15], start=-10.0)
+    # Once it is 5 standard errors up it is asked a fifth as often, and goes on whatever it loses for a while.
+    assert rising.epochs == [1, 2, 3, 4, 5, 6, 10, 15, 20]
+    assert len(trial(model, [3.0, 4.0, 6.0, 7.0, 4.9, *[3.0] * 15], start=-10.0).answers) == 8
     assert len(trial(model, [-9.5] * 20, start=-10.0).answers) == 9  # by less than a standard error
     assert len(trial(model, [-10.5] * 20, start=-10.0).answers) == 5
 
