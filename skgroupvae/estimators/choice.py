@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import joblib
 import torch
+from scipy.stats import norm, t
 from torch import Tensor
 
 from skgroupvae.state import Choice
@@ -19,7 +20,7 @@ __all__ = ["MIN_GROUPS_OF_SCALES", "Trial", "choose_model", "choose_scales"]
 _MIN_GROUPS, MIN_GROUPS_OF_SCALES = 20, 6
 # With so few groups each is held out once, in one of so many folds; else a share is.
 _FEW_GROUPS, _FOLDS = 40, 4
-# Standard errors of the gain over groups that a network has to gain.
+# Standard errors of the gain over groups that a network has to gain, where there are many.
 _STANDARD_ERRORS = 2.0
 # Nats that a group's gain by scales counts as at most: one of an unusual scale gains hundreds, and of ten
 # groups that all gain the standard error would be about the sum. It can only speak against scales.
@@ -68,7 +69,9 @@ class _Verdict:
 
     @property
     def pays(self) -> bool:
-        return self.bounded_gain > _STANDARD_ERRORS * self.error
+        # Of few groups the standard error is itself uncertain.
+        n_errors = t.ppf(norm.cdf(_STANDARD_ERRORS), max(1, self.n_groups - 1))
+        return bool(self.bounded_gain > n_errors * self.error)
 
     def __str__(self) -> str:
         text = f"{self.gain:+.4f} nats per row of {self.n_groups} held-out groups"
