@@ -154,6 +154,17 @@ class Batch:
         others = tuple(_occurring(factor.codes[rows], factor.sizes) for factor in self.factors[1:])
         return replace(self.take(rows), factors=(first, *others))
 
+    def first_groups(self, n_groups: int) -> Batch:
+        """The first groups of the first factor, as many as there are: a slice where it is the only one."""
+        groups = self.groups
+        if groups.n_groups <= n_groups:
+            return self
+        if len(self.factors) > 1:
+            return self.take_groups(torch.arange(n_groups, device=groups.sizes.device))
+        stop = int(groups.sizes[:n_groups].sum())
+        first = Segments(groups.codes[:stop], groups.sizes[:n_groups])
+        return replace(self.take(slice(stop)), factors=(first,))
+
     def with_parts(self, share: float, generator: torch.Generator) -> Batch:
         """A share of the groups with a random part of their rows only, the others whole.
 
@@ -167,7 +178,7 @@ class Batch:
         order = torch.argsort(groups.codes + mark)
         place = torch.arange(self.n_rows, device=order.device) - groups.expand(groups.bounds[0])
         kept = order[place < groups.expand(left)].sort().values
-        return replace(self.take(kept), factors=tuple(factor.take(kept) for factor in self.factors))
+        return self._part(kept)
 
     def thinned(self, generator: torch.Generator) -> Batch:
         """A random share of each group's rows, one at least.
@@ -179,7 +190,11 @@ class Batch:
         mark = torch.rand(self.n_rows, generator=generator).to(self.values.device)
         lowest = mark.new_ones(groups.n_groups).scatter_reduce(0, groups.codes, mark, "amin")
         kept = torch.nonzero((mark < groups.expand(share)) | (mark == groups.expand(lowest)))[:, 0]
-        return replace(self.take(kept), factors=tuple(factor.take(kept) for factor in self.factors))
+        return self._part(kept)
+
+    def _part(self, rows: Tensor) -> Batch:
+        """Some of the rows, in their order, of the same groups."""
+        return replace(self.take(rows), factors=tuple(factor.take(rows) for factor in self.factors))
 
 
 def _occurring(codes: Tensor, sizes: Tensor) -> Segments:

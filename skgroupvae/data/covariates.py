@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from sklearn.utils.validation import _num_samples
 
 from skgroupvae.data.checks import SeenColumns, check_covariates
 from skgroupvae.data.design import PlainDesign
@@ -44,7 +45,7 @@ class Covariates:
         if columns is not None:
             X, table = _split(X, columns, owner)
             name = "X"
-        checked, seen = _checked(table, _n_rows(X), owner, None, name)
+        checked, seen = _checked(table, _num_samples(X), owner, None, name)
         design = PlainDesign.learn(checked)
         return cls(owner, columns, seen, design), X, design.transform(checked)
 
@@ -68,7 +69,7 @@ class Covariates:
                 f"{names[1]} names columns, but this {self.owner} was fitted with a table of covariates; "
                 f"pass one, one row a row of {names[0]}"
             )
-        return X, self.design_of(covariates, _n_rows(X), names[1])
+        return X, self.design_of(covariates, _num_samples(X), names[1])
 
     def design_alone(self, covariates: Any, n_rows: int) -> NDArray[np.float64]:
         """Design (N, 1 + C) of rows of which there is no X."""
@@ -161,7 +162,3 @@ def _as_array(covariates: Any, name: str) -> NDArray:
             f"{type(covariates).__name__}; pass a data frame, for instance"
         )
     return table
-
-
-def _n_rows(X: Any) -> int:
-    return len(X) if hasattr(X, "__len__") else len(np.asarray(X))

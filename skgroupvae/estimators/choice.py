@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import joblib
 import torch
-from scipy.stats import norm, t
+from scipy import special
 from torch import Tensor
 
 from skgroupvae.state import Choice
@@ -70,7 +70,7 @@ class _Verdict:
     @property
     def pays(self) -> bool:
         # Of few groups the standard error is itself uncertain.
-        n_errors = t.ppf(norm.cdf(_STANDARD_ERRORS), max(1, self.n_groups - 1))
+        n_errors = special.stdtrit(max(1, self.n_groups - 1), special.ndtr(_STANDARD_ERRORS))
         return bool(self.bounded_gain > n_errors * self.error)
 
     def __str__(self) -> str:

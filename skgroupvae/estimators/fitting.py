@@ -82,10 +82,12 @@ def judged(trained: Trained[_Model], choice: Choice, simpler: str = "linear") ->
     return choice
 
 
-def some_groups(batch: Batch) -> Batch:
-    """Groups of a fit to compare two models on."""
+def some_groups(batch: Batch, n_groups: int = _CHECKED_GROUPS) -> Batch:
+    """Groups of a fit to compare two models on: all, or so many at random, the same at every call."""
+    if batch.groups.n_groups <= n_groups:
+        return batch
     shuffled = torch.randperm(batch.groups.n_groups, generator=torch.Generator().manual_seed(0))
-    return batch.take_groups(shuffled[:_CHECKED_GROUPS].sort().values)
+    return batch.take_groups(shuffled[:n_groups].sort().values)
 
 
 def resume(fitted: _Model, fresh: _Model) -> _Model:

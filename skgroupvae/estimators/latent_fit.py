@@ -364,9 +364,7 @@ def _choose(estimator: Any, spec: LatentSpec, batch: Batch) -> tuple[Choice, str
     if not (isinstance(estimator.decoder, str) and estimator.decoder == "auto"):
         named = f'decoder="{estimator.decoder}"' if isinstance(estimator.decoder, str) else "decoder of yours"
         return Choice("network", named), "linear"
-    if batch.groups.n_groups > _MOST_TRIAL_GROUPS:
-        shuffled = torch.randperm(batch.groups.n_groups, generator=torch.Generator().manual_seed(_TRIAL_SEED))
-        batch = batch.take_groups(shuffled[:_MOST_TRIAL_GROUPS].sort().values)
+    batch = some_groups(batch, _MOST_TRIAL_GROUPS)
     sizes = batch.groups.sizes
     schedule = (estimator.max_epochs, estimator.batch_size)
     settings = replace(_settings(estimator, len(sizes)), early_stopping=False)

@@ -249,10 +249,8 @@ class LinearDecoder(CodeDecoder):
 
     @torch.no_grad()
     def start_at(self, fixed: Tensor, loadings: Tensor, within: Tensor, *, is_wide: bool = False) -> None:
-        self.group_loadings.bias.copy_(fixed[0])
+        self._set_fixed(fixed)
         self.group_loadings.weight.copy_(loadings)
-        if self.covariate_loadings is not None:
-            self.covariate_loadings.weight.copy_(fixed[1:].mT)
         within = within.double()
         variances = within.diagonal().clamp(min=self.min_start_variance)
         if not self.log_noise.requires_grad:
@@ -274,6 +272,12 @@ class LinearDecoder(CodeDecoder):
             noise = (within.diagonal() - slopes.square().sum(1)).clamp(min=self.min_start_variance)
             self.log_noise.copy_(0.5 * noise.log())
             self.start_log_noise.copy_(self.log_noise)
+
+    def _set_fixed(self, fixed: Tensor) -> None:
+        """Take the mean where u and the covariates are 0, and the covariates' effects, from (1 + C, D)."""
+        self.group_loadings.bias.copy_(fixed[0])
+        if self.covariate_loadings is not None:
+            self.covariate_loadings.weight.copy_(fixed[1:].mT)
 
     def penalty(self) -> Tensor:
         # A normal prior on the log noise. Without it the noise of one column under a free decoder drifts.

@@ -130,8 +130,8 @@ class ExactEncoder(InstanceEncoder):
 
     def forward(self, x: Tensor, batch: Batch, u: Tensor, decoder: CodeDecoder) -> FullNormal:
         codes = u[:1] if decoder.has_common_slope else u
-        origin = None if batch.covariates is None else u.new_zeros(len(codes), decoder.n_covariates)
-        gain, factor = _gain(decoder.linearize(codes, origin)[1], decoder.noise_scale)
+        average = None if batch.covariates is None else u.new_zeros(len(codes), decoder.n_covariates)
+        gain, factor = _gain(decoder.linearize(codes, average)[1], decoder.noise_scale)
         origin = torch.zeros(batch.n_rows, decoder.n_instance_codes, dtype=u.dtype, device=u.device)
         residual = batch.values - decoder.mean(batch.groups.expand(u), origin, batch.covariates)
         identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
@@ -164,18 +164,15 @@ def linearized_posterior(batch: Batch, u: Tensor, decoder: CodeDecoder) -> Diago
     -------
     posterior : DiagonalNormal over (N, V)
     """
-    if batch.covariates is not None:
-        # The line is another one for each row.
-        center, slope = decoder.linearize(batch.groups.expand(u), batch.covariates)
-        gain, factor = _gain(slope, decoder.noise_scale)
-        loc = (gain.to(center) * (batch.values - center)[:, None, :]).sum(-1)
-        return DiagonalNormal(loc, factor.square().sum(-1).rsqrt().to(loc))
-    center, slope = decoder.linearize(u)
+    groups, covariates = batch.groups, batch.covariates
+    # With covariates the line is another one for each row, else for each group.
+    is_by_row = covariates is not None
+    center, slope = decoder.linearize(groups.expand(u) if is_by_row else u, covariates)
     gain, factor = _gain(slope, decoder.noise_scale)
-    groups, residual = batch.groups, batch.values - batch.groups.expand(center)
-    loc = (groups.expand(gain.to(residual)) * residual[:, None, :]).sum(-1)
-    scale = factor.square().sum(-1).rsqrt().to(residual)
-    return DiagonalNormal(loc, groups.expand(scale))
+    gain, scale = gain.to(center), factor.square().sum(-1).rsqrt().to(center)
+    if not is_by_row:
+        center, gain, scale = (groups.expand(part) for part in (center, gain, scale))
+    return DiagonalNormal((gain * (batch.values - center)[:, None, :]).sum(-1), scale)
 
 
 def _gain(slope: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -241,9 +241,7 @@ class LocationScaleDecoder(LinearDecoder):
         self.fix_noise(noise)
         rest = principal_loadings(within - noise.square().diag(), self.n_instance_codes)
         self.instance_loadings.weight.copy_(rest)
-        self.group_loadings.bias.copy_(fixed[0])
-        if self.covariate_loadings is not None:
-            self.covariate_loadings.weight.copy_(fixed[1:].mT)
+        self._set_fixed(fixed)
         self.group_loadings.weight.copy_(_padded(loadings, 0, self.n_group_codes))
         self.scale_loadings.weight.copy_(_padded(scale_loadings, loadings.shape[1], self.n_group_codes))
 

@@ -259,11 +259,10 @@ class LatentModel(Model):
     @torch.no_grad()
     def start_simulating(self, batch: Batch, generator: torch.Generator) -> None:
         # A network that learns beside would follow the wider q(u), and lose 0.002 to 0.012 nats a row by it.
-        if not isinstance(self.group_encoder, DeepSetsEncoder) or not isinstance(
-            self.decoder, FormulaDecoder
-        ):
+        learns_alone = isinstance(self.decoder, FormulaDecoder)
+        if not (learns_alone and isinstance(self.group_encoder, DeepSetsEncoder)):
             return
-        simulated, u = self.simulate(_some_groups(batch, _GROUPS_ASKED), generator)
+        simulated, u = self.simulate(batch.first_groups(_GROUPS_ASKED), generator)
         signs = mirror_signs(u)
         rows = self.row_terms(simulated, u * signs[:, None], None, generator)
         assert rows.log_ratio is not None
@@ -292,7 +291,7 @@ class LatentModel(Model):
         if self._is_even is None:
             return None
         n_groups = batch.groups.n_groups
-        part = _some_groups(batch, math.ceil(_SIMULATED_SHARE * n_groups))
+        part = batch.first_groups(math.ceil(_SIMULATED_SHARE * n_groups))
         simulated, u = self.simulate(part.with_parts(_SHARE_OF_PARTS, generator), generator)
         q_u = self.infer(simulated)
         direct, mirrored = (-0.5 * ((u - loc) / q_u.scale).square() for loc in (q_u.loc, -q_u.loc))
@@ -390,11 +389,6 @@ class ScoreModel(Model):
         likelihood, values = self.decoder.likelihood.of_rows(batch.values, batch.weights)
         v = likelihood.scores_with_gradient(values, eta).to(batch.values.dtype)
         return v.clamp(-MAX_SCORE, MAX_SCORE)
-
-
-def _some_groups(batch: Batch, n_groups: int) -> Batch:
-    """The first groups, as many as there are."""
-    return batch.take_groups(torch.arange(min(n_groups, batch.groups.n_groups), device=batch.values.device))
 
 
 def _by_group(rows: Tensor, groups: Segments) -> Tensor:

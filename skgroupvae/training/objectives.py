@@ -8,7 +8,6 @@ between.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -24,7 +23,6 @@ __all__ = [
     "TrainableDecoder",
     "TrainableModel",
     "batch_terms",
-    "first_groups",
     "trainable",
 ]
 
@@ -188,7 +186,7 @@ class DecoderObjective:
         if not self.is_needed:
             return
         n_groups = max(_MIN_DECODER_GROUPS, batch.groups.n_groups // (2 * self.n_samples))
-        part = first_groups(batch, n_groups)
+        part = batch.first_groups(n_groups)
         correction = self.model.importance_correction(part, self.n_samples, self.generator)
         (-correction.sum() / part.n_rows).backward()
 
@@ -205,18 +203,6 @@ def batch_terms(terms: _Terms, information: Tensor) -> Tensor:
     """
     parts = (terms.reconstruction.sum(), terms.kl_u.sum(), terms.kl_v.sum(), information)
     return torch.stack(parts).detach()
-
-
-def first_groups(batch: Batch, n_groups: int) -> Batch:
-    """The first groups of a batch, whose rows stand by group."""
-    groups = batch.groups
-    if groups.n_groups <= n_groups:
-        return batch
-    if len(batch.factors) > 1:
-        return batch.take_groups(torch.arange(n_groups, device=groups.sizes.device))
-    stop = int(groups.sizes[:n_groups].sum())
-    first = Segments(groups.codes[:stop], groups.sizes[:n_groups])
-    return replace(batch.take(slice(stop)), factors=(first,))
 
 
 def _first_rows(x: Tensor, v: Tensor, segments: Segments, n_rows: int) -> tuple[Tensor, Tensor, Segments]:

@@ -6,13 +6,13 @@ Odd input that makes sense works: see the end of the file.
 from __future__ import annotations
 
 import copy
-import re
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from refusals import NAMES_DIFFER, assert_as_before, assert_refused, snapshot
 from scipy import sparse
 from sklearn.exceptions import NotFittedError
 
@@ -331,37 +331,6 @@ def models() -> dict[str, Any]:
         "GroupVAE": fast(decoder=formula).fit(table(), groups=GROUPS),
         "CxVAERegressor": fast_regressor(random_slopes=None).fit(table(), OUTCOME, groups=GROUPS),
     }
-
-
-def snapshot(model) -> dict:
-    """Attributes by name, with copies of what could change in place."""
-    return {name: (value, copy.deepcopy(value)) for name, value in vars(model).items()}
-
-
-def assert_as_before(model, before: dict) -> None:
-    assert set(vars(model)) == set(before)
-    for name, (value, copied) in before.items():
-        assert vars(model)[name] is value, name
-        if isinstance(value, torch.nn.Module):
-            assert all(
-                torch.equal(a, b) for a, b in zip(value.parameters(), copied.parameters(), strict=True)
-            )
-        elif isinstance(value, (pd.DataFrame, np.ndarray)):
-            np.testing.assert_array_equal(value, copied)
-
-
-NAMES_DIFFER = "The feature names should match those that were passed during fit.\n"
-
-
-def assert_refused(call, message: str) -> None:
-    with pytest.raises((ValueError, TypeError)) as caught:
-        call()
-    text = str(caught.value)
-    # What is wrong with names is said in scikit-learn's own words, which other tools look for.
-    assert "\n" not in text or NAMES_DIFFER in text
-    assert re.search(message, " ".join(text.split())), text
-    # A line to be read, not an estimator's or a table's printout.
-    assert len(text) < 400
 
 
 # --- fits

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import linear_group_posterior, linear_log_likelihood, linear_parts
+from refusals import assert_as_before, assert_refused, snapshot
 from scipy.stats import multivariate_normal, norm
 from sklearn import config_context
 from sklearn.base import clone
@@ -1004,35 +1005,6 @@ def test_search_over_a_pipeline_with_routing(people, small, routing):
 
 
 # --- what is refused
-
-
-def snapshot(model) -> dict:
-    """Attributes by name, with copies of what could change in place."""
-    return {name: (value, copy.deepcopy(value)) for name, value in vars(model).items()}
-
-
-def assert_as_before(model, before: dict) -> None:
-    assert set(vars(model)) == set(before)
-    for name, (value, copied) in before.items():
-        assert vars(model)[name] is value, name
-        if isinstance(value, torch.nn.Module):
-            states = value.state_dict(), copied.state_dict()
-            assert all(torch.equal(states[0][key], states[1][key]) for key in states[1])
-        elif isinstance(value, (pd.DataFrame, np.ndarray)):
-            np.testing.assert_array_equal(value, copied)
-
-
-# scikit-learn's own words of names that differ, which other tools look for.
-NAMES_DIFFER = "The feature names should match those that were passed during fit.\n"
-
-
-def assert_refused(call, message: str) -> None:
-    with pytest.raises((ValueError, TypeError)) as caught:
-        call()
-    text = str(caught.value)
-    assert "\n" not in text or NAMES_DIFFER in text
-    assert re.search(message, " ".join(text.split())), text
-    assert len(text) < 400
 
 
 FEW = simulated(6, 2)

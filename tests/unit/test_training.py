@@ -27,7 +27,7 @@ from skgroupvae.training import (
     train,
 )
 from skgroupvae.training.loop import Loop
-from skgroupvae.training.objectives import EncoderObjective, first_groups
+from skgroupvae.training.objectives import EncoderObjective
 
 # In nats per row, as documented at GroupVAE.history_.
 TERMS = ["loss", "reconstruction", "kl_u", "kl_v", "mutual_information"]
@@ -274,13 +274,13 @@ def test_first_groups_are_those_that_indexing_takes(n_factors):
     codes = torch.arange(sum(SIZES)) % 3
     other = Segments(codes, torch.bincount(codes).double())
     batch = table(*[other] * (n_factors - 1))
-    part, expected = first_groups(batch, 3), batch.take_groups(torch.arange(3))
+    part, expected = batch.first_groups(3), batch.take_groups(torch.arange(3))
     assert torch.equal(part.values, expected.values)
     assert len(part.factors) == len(expected.factors) == n_factors
     for one, two in zip(part.factors, expected.factors, strict=True):
         assert torch.equal(one.codes, two.codes)
         assert torch.equal(one.sizes, two.sizes)
-    assert first_groups(batch, 8) is batch
+    assert batch.first_groups(8) is batch
 
 
 def test_held_out_groups_do_not_teach():
